@@ -1,0 +1,49 @@
+{# What a model writes in its SQL. Compiled, the SQL is the model's full definition and can be run by hand;
+   the `maintained` materialization narrows it to what changed by replacing the marked pieces. #}
+
+{# Which keys are touched: a query over changes() and landed(), kept as a comment in the compiled SQL. #}
+{% macro scope(keys) %}
+/* scope {{ keys }}
+{{ caller() }}
+scope */
+{% endmacro %}
+
+
+{# A query that must return no row before the model may be published; runs in the writing transaction. #}
+{% macro audit(name) %}
+/* audit {{ name }}
+{{ caller() }}
+audit */
+{% endmacro %}
+
+
+{# The predicate that narrows a source to the touched keys: `where {{ in_scope('org_id, device_id') }}`. #}
+{% macro in_scope(columns) %}true /* in scope ({{ columns }}) */{% endmacro %}
+
+
+{# The same for a moment whose local day is a touched key: reads only from the first touched day to the last. #}
+{% macro in_scope_days(moment, date_key) %}true /* in scope days ({{ moment }}) {{ date_key }} */{% endmacro %}
+
+
+{# Inside scope(): the changes of an upstream model that this model has not consumed. #}
+{% macro changes(model_name) %}@changes {{ ref(model_name).identifier }} {{ ref(model_name).schema }}@{% endmacro %}
+
+
+{# Inside scope(): rows of a landing table written by transactions that this model has not consumed. #}
+{% macro landed(table) %}@landed {{ source('landing', table) }}@{% endmacro %}
+
+
+{# All rows of a model with weight 1; in an increment, its unconsumed changes with weight 1 (new) or -1 (old). #}
+{% macro delta(model_name) %}{% set relation = ref(model_name) %}{{ all_rows(relation.identifier, relation.schema) }}{% endmacro %}
+
+
+{# The moment the answer is for: var as_of, else the start of the run. #}
+{% macro as_of() %}current_timestamp /* as of */{% endmacro %}
+
+{# Inside scope(): the as_of of the model's previous build. #}
+{% macro previous_as_of() %}@previous as of@{% endmacro %}
+
+{# Inside scope(): `moment` passed (either way) between the previous build's as_of and this one's. #}
+{% macro passed_since_previous(moment) -%}
+({{ moment }} > least({{ previous_as_of() }}, {{ as_of() }}) and {{ moment }} <= greatest({{ previous_as_of() }}, {{ as_of() }}))
+{%- endmacro %}

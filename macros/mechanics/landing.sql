@@ -1,0 +1,180 @@
+{# The landing tables: made when missing, never dropped or rewritten. The rows that collectors write are here. #}
+{% macro landing_ddl() %}
+{% set landing = var('landing_schema') %}
+create schema if not exists {{ landing }};
+
+create table if not exists {{ landing }}.events (
+    landing_id bigint generated always as identity,
+    event_id text,
+    org_id text,
+    event_type text,
+    occurred_at timestamptz,
+    received_at timestamptz,
+    anonymous_id text,
+    user_id text,
+    session_id text,
+    url text,
+    referrer text,
+    user_agent text,
+    properties jsonb not null default '{}',
+    landed_xid xid8 not null default pg_current_xact_id(),
+    rejection_reason text generated always as ({{ rejection_reason() }}) stored
+);
+create index if not exists events_event on {{ landing }}.events using hash (event_id);
+create index if not exists events_device on {{ landing }}.events using hash (anonymous_id) where anonymous_id is not null;
+create index if not exists events_user on {{ landing }}.events using hash (user_id) where user_id is not null;
+create index if not exists events_landed on {{ landing }}.events (landed_xid);
+create index if not exists events_received on {{ landing }}.events using brin (received_at);
+create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
+
+-- What left the landing table or was corrected in it, so that builds can follow. A row without event_id: everything.
+create table if not exists {{ landing }}.events_removed (
+    org_id text,
+    event_id text,
+    received_at timestamptz,
+    landed_xid xid8 not null default pg_current_xact_id()
+);
+create index if not exists events_removed_landed on {{ landing }}.events_removed (landed_xid);
+
+-- Rows of loaded files that could not become an event, kept as they came.
+create table if not exists {{ landing }}.rejected_rows (
+    rejection_id text primary key,
+    org_id text,
+    rejection_reason text not null,
+    raw_row text not null,
+    file_name text,
+    line_number bigint,
+    received_at timestamptz not null default now(),
+    landed_xid xid8 not null default pg_current_xact_id()
+);
+create index if not exists rejected_rows_landed on {{ landing }}.rejected_rows (landed_xid);
+
+-- One row per distinct user agent, parsed by the runner with a maintained library; SQL joins it by md5.
+create table if not exists {{ landing }}.user_agents (
+    user_agent_id text primary key,
+    user_agent text not null,
+    device_type text not null,
+    os text not null,
+    browser text not null,
+    is_bot boolean not null,
+    bot_reason text,
+    parser_version text not null,
+    is_reparsed boolean not null default false,
+    landed_xid xid8 not null default pg_current_xact_id()
+);
+create index if not exists user_agents_landed on {{ landing }}.user_agents (landed_xid);
+
+-- One row per load. The check holds for every finished load.
+create table if not exists {{ landing }}.loads (
+    load_id bigint generated always as identity primary key,
+    file_names text[] not null,
+    received_count bigint not null default 0,
+    accepted_count bigint not null default 0,
+    rejected_count bigint not null default 0,
+    duplicate_count bigint not null default 0,
+    started_at timestamptz not null default now(),
+    finished_at timestamptz,
+    constraint loads_conserve check (received_count = accepted_count + rejected_count + duplicate_count)
+);
+
+create or replace function {{ landing }}.repair_event() returns trigger language plpgsql as $$
+begin
+    new.received_at := case when {{ is_usable_receipt('new.received_at') }} then new.received_at else now() end;
+    if pg_column_size(new.properties) > {{ var('properties_max_bytes') }} then
+        insert into {{ landing }}.rejected_rows (rejection_id, org_id, rejection_reason, raw_row)
+        values (md5(to_jsonb(new)::text), new.org_id, 'properties_too_large', to_jsonb(new)::text)
+        on conflict do nothing;
+        return null;
+    end if;
+    new.event_id := coalesce(nullif(btrim(new.event_id), ''), md5(concat_ws('|', new.org_id, new.event_type,
+        extract(epoch from new.occurred_at), new.anonymous_id, new.user_id, new.session_id, new.url, new.referrer,
+        new.user_agent, new.properties)));
+    return new;
+end $$;
+create or replace trigger events_repair before insert on {{ landing }}.events for each row
+when (not coalesce({{ is_usable_receipt('new.received_at') }}, false) or new.event_id is null or new.event_id = ''
+      or pg_column_size(new.properties) > {{ var('properties_max_bytes') }})
+execute function {{ landing }}.repair_event();
+
+create or replace function {{ landing }}.restamp_event() returns trigger language plpgsql as $$
+begin
+    new.landed_xid := pg_current_xact_id();
+    return new;
+end $$;
+create or replace trigger events_restamp before update on {{ landing }}.events for each row
+execute function {{ landing }}.restamp_event();
+
+create or replace function {{ landing }}.record_removed_events() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        insert into {{ landing }}.events_removed default values;
+    else
+        insert into {{ landing }}.events_removed (org_id, event_id, received_at)
+        select org_id, event_id, received_at from removed where event_id is not null;
+    end if;
+    return null;
+end $$;
+create or replace trigger events_deleted after delete on {{ landing }}.events
+referencing old table as removed for each statement execute function {{ landing }}.record_removed_events();
+create or replace trigger events_updated after update on {{ landing }}.events
+referencing old table as removed for each statement execute function {{ landing }}.record_removed_events();
+create or replace trigger events_truncated after truncate on {{ landing }}.events
+for each statement execute function {{ landing }}.record_removed_events();
+
+{{ url_functions_ddl(landing) }}
+{% endmacro %}
+
+
+{# A time of receipt that is missing or impossible is taken as now. #}
+{% macro is_usable_receipt(moment) -%}
+({{ moment }} >= timestamptz '{{ var("earliest_event_date") }} 00:00:00+00' and {{ moment }} < timestamptz 'infinity')
+{%- endmacro %}
+
+
+{# Why a landed row cannot be used, or null. Stored with the row, so every writer's rows are judged alike.
+   Only immutable expressions: PostgreSQL keeps the answer. #}
+{% macro rejection_reason() %}
+case
+    when org_id is null or btrim(org_id) = '' then 'missing_org'
+    when event_type is null or btrim(event_type) = '' then 'missing_event_type'
+    when occurred_at is null then 'missing_time'
+    when not isfinite(occurred_at) then 'time_not_finite'
+    when occurred_at < timestamptz '{{ var("earliest_event_date") }} 00:00:00+00' then 'time_too_early'
+    when occurred_at - received_at > interval '{{ var("future_tolerance_hours") }} hours' then 'time_in_future'
+    when greatest(length(org_id), length(event_id), length(event_type), length(anonymous_id), length(user_id), length(properties ->> 'order_id'))
+        > {{ var('identifier_max_characters') }} then 'identifier_too_long'
+    when jsonb_typeof(properties) <> 'object' then 'properties_not_an_object'
+    when properties ->> 'revenue' is null then null
+    when properties ->> 'revenue' ~ '^\s*-' then 'negative_revenue'
+    when properties ->> 'revenue' !~ '^\s*\+?[0-9]{1,13}(\.[0-9]+)?\s*$' then 'invalid_revenue'
+end
+{% endmacro %}
+
+
+{# Text functions that models use on urls: a decoder of %-escapes that never fails, and the value of one parameter. #}
+{% macro url_functions_ddl(schema) %}
+create or replace function {{ schema }}.url_decode(encoded text) returns text
+language plpgsql immutable strict parallel safe as $$
+declare
+    bytes bytea := '';
+    part text;
+begin
+    for part in select (regexp_matches(replace(encoded, '+', ' '), '(%[0-9A-Fa-f]{2}|[^%]+|%)', 'g'))[1] loop
+        bytes := bytes || case
+            when part ~ '^%..$' then decode(substr(part, 2), 'hex')
+            else convert_to(part, 'UTF8') end;
+    end loop;
+    if position('\x00'::bytea in bytes) > 0 then
+        return encoded;
+    end if;
+    return convert_from(bytes, 'UTF8');
+exception when character_not_in_repertoire or untranslatable_character then
+    return encoded;
+end $$;
+
+create or replace function {{ schema }}.url_parameter(url text, parameter text) returns text
+language sql immutable strict parallel safe as $$
+    select case when value like '%\%%' or value like '%+%' then {{ schema }}.url_decode(value) else value end
+    from (select nullif(substring(url from '[?&]' || parameter || '=([^&#]*)'), '') as value) as found
+$$;
+{% endmacro %}

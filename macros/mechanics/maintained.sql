@@ -1,0 +1,185 @@
+{# A table that keeps its identity and follows change. In one transaction, under the model's lock:
+     1. what was not consumed yet (changes of upstream models, landed rows, passed time) gives the touched keys;
+     2. the model's SQL is run for those keys;
+     3. only rows that differ are deleted or inserted, and the difference is kept for the models downstream;
+     4. audits run, and what was consumed is recorded.
+   Everything is touched on the first build, with --full-refresh, and when the rules changed: the compiled SQL,
+   a seed, or a view that it reads. The same steps then apply, so readers never see a gap and only differences move.
+   config: unique_key (columns, the primary key), changes (columns kept for downstream models; '*' for all),
+   add: true (rows are sums of delta() rows: an increment is added instead of recomputed), indexes. #}
+{% materialization maintained, adapter='postgres' %}
+    {%- set target_relation = this.incorporate(type='table') -%}
+    {%- set fresh = load_cached_relation(this) is none -%}
+    {%- do run_hooks(pre_hooks) -%}
+
+    {% call statement('lock') %}
+        set local timezone = 'UTC';
+        select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
+    {% endcall %}
+    {%- set plan = maintained_plan(sql, fresh) -%}
+
+    {%- if plan.idle -%}
+        {%- set changed = 0 -%}
+    {%- else -%}
+        {%- if fresh -%}
+            {%- set changed = maintained_create(target_relation, plan) -%}
+        {%- elif plan.full or not config.get('add') -%}
+            {%- set changed = maintained_replace(target_relation, plan) -%}
+        {%- else -%}
+            {%- set changed = maintained_add(target_relation, plan) -%}
+        {%- endif -%}
+        {%- do run_audits(plan) -%}
+        {%- do record_state(plan) -%}
+    {%- endif -%}
+
+    {%- do run_hooks(post_hooks) -%}
+    {% call noop_statement('main', plan.mode ~ ' ' ~ changed, plan.mode, changed) %}
+{{ plan.sql }}
+    {% endcall %}
+    {%- do adapter.commit() -%}
+    {{ return({'relations': [target_relation]}) }}
+{% endmaterialization %}
+
+
+{# Decides what this run recomputes.
+   Returns {mode, full, idle, sql, scope_keys, positions, fingerprint, audits}; makes the table `touched`. #}
+{% macro maintained_plan(sql, fresh) %}
+{%- set re = modules.re -%}
+{%- set scopes = re.findall('/\* scope (.+?)\n(.*?)\nscope \*/', sql, re.S) -%}
+{%- set audits = re.findall('/\* audit (.+?)\n(.*?)\naudit \*/', sql, re.S) -%}
+{%- set body = re.sub('/\* (scope|audit) .*?\n\\1 \*/', '', sql, flags=re.S) -%}
+{%- set scope_keys, scope_sql = scopes[0] if scopes else ('', '') -%}
+{%- set feeds = (re.findall('@changes (\S+) (\S+)@', scope_sql) + re.findall('/\* delta (\S+) (\S+) \*/', body)) | unique | list -%}
+{%- set landings = re.findall('@landed ([^@]+)@', scope_sql) | unique | list -%}
+
+{%- set fingerprint = local_md5(body) ~ rules_fingerprint() -%}
+{%- set state = maintained_state(feeds, landings) -%}
+{%- set known = state.model is not none and not fresh -%}
+{%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}
+{%- set asks_time = '/* as of */' in sql -%}
+{%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
+{%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
+    positions=state.next, fingerprint=fingerprint, sql=at_this_moment(body)) -%}
+
+{%- if not full and not idle -%}
+    {%- set ns = namespace(scope=at_this_moment(scope_sql, state.model.as_of)) -%}
+    {%- for name, schema in feeds -%}
+        {%- set window = unconsumed_changes(name, schema, state.model.positions.get(name, 0), state.next[name]) -%}
+        {%- set ns.scope = ns.scope.replace('@changes ' ~ name ~ ' ' ~ schema ~ '@', window) -%}
+        {%- set plan.sql = plan.sql.replace(all_rows(name, schema), window) if config.get('add') else plan.sql -%}
+    {%- endfor -%}
+    {%- for table in landings -%}
+        {%- set window = unconsumed_landings(table, state.model.positions.get(table, 0), state.next[table]) -%}
+        {%- set ns.scope = ns.scope.replace('@landed ' ~ table ~ '@', window) -%}
+    {%- endfor -%}
+    {%- if scope_keys -%}{%- do narrow_to_touched(plan, ns.scope) -%}{%- endif -%}
+{%- endif -%}
+{{ return(plan) }}
+{% endmacro %}
+
+
+{# Puts the touched keys into the table `touched` and narrows the plan to them.
+   A null key means that everything is touched. #}
+{% macro narrow_to_touched(plan, scope_sql) %}
+{% call statement('touched', fetch_result=True) %}
+    create temporary table touched on commit drop as select distinct {{ plan.scope_keys }} from ({{ scope_sql }}) as keys;
+    analyze touched;
+    select count(*) as keys, count(*) filter (where row({{ plan.scope_keys }}) is null or not row({{ plan.scope_keys }}) is not null) as nulls from touched;
+{% endcall %}
+{%- set keys, nulls = load_result('touched').data[0] -%}
+{%- if nulls > 0 -%}
+    {%- set plan.full = true -%}
+    {%- set plan.mode = 'FULL' -%}
+{%- elif keys == 0 -%}
+    {%- set plan.idle = true -%}
+    {%- do record_state(plan) -%}
+{%- else -%}
+    {%- set plan.sql = modules.re.sub('true /\* in scope (\(.*?\)) \*/', '\\1 in (select ' ~ plan.scope_keys ~ ' from touched)', plan.sql) -%}
+    {%- set plan.sql = modules.re.sub('true /\* in scope days \((.*?)\) (\S+) \*/', touched_days('\\1', '\\2'), plan.sql) -%}
+{%- endif -%}
+{% endmacro %}
+
+
+{# Local days begin and end within a day of UTC's. #}
+{% macro touched_days(moment, date_key) -%}
+{{ moment }} >= (select min({{ date_key }}) - 1 from touched) and {{ moment }} < (select max({{ date_key }}) + 2 from touched)
+{%- endmacro %}
+
+
+{% macro all_rows(name, schema) -%}
+(select *, 1 as weight from {{ api.Relation.create(database=target.database, schema=schema, identifier=name) }}) /* delta {{ name }} {{ schema }} */
+{%- endmacro %}
+
+{% macro unconsumed_changes(name, schema, after, until) -%}
+(select * from "{{ schema }}"."{{ name }}__changes" where change_id > {{ after }} and change_id <= {{ until }})
+{%- endmacro %}
+
+{% macro unconsumed_landings(table, since, before) -%}
+(select * from {{ table }} where landed_xid >= cast('{{ since }}' as xid8) and landed_xid < cast('{{ before }}' as xid8))
+{%- endmacro %}
+
+{% macro at_this_moment(sql, previous=none) %}
+{%- set moment = "cast('" ~ as_of_text() ~ "' as timestamptz)" -%}
+{{ return(sql.replace('current_timestamp /* as of */', moment).replace('@previous as of@', "cast('" ~ (previous or as_of_text()) ~ "' as timestamptz)")) }}
+{% endmacro %}
+
+{# The run's as_of as text. #}
+{% macro as_of_text() %}
+{{ return((var('as_of', '') | string) or run_started_at.strftime('%Y-%m-%d %H:%M:%S.%f+00')) }}
+{% endmacro %}
+
+
+{# md5 of what the model reads by rule rather than by change: its seeds, and its views with what they read. #}
+{% macro rules_fingerprint() %}
+{%- set parts = [] -%}
+{%- for id in model.depends_on.nodes -%}{%- do rule_parts(id, parts) -%}{%- endfor -%}
+{{ return(local_md5(parts | unique | sort | join('|')) if parts else '') }}
+{% endmacro %}
+
+{% macro rule_parts(id, parts) %}
+{%- set node = graph.nodes.get(id) -%}
+{%- if node and node.resource_type == 'seed' -%}
+    {%- do parts.append(node.name ~ ':' ~ seed_version(node.name)) -%}
+{%- elif node and node.resource_type == 'model' and node.config.materialized == 'view' -%}
+    {%- set definition = "select pg_get_viewdef('" ~ api.Relation.create(schema=node.schema, identifier=node.alias) ~ "'::regclass)" -%}
+    {%- do parts.append(node.name ~ ':' ~ local_md5(run_query(definition).columns[0].values()[0])) -%}
+    {%- for parent in node.depends_on.nodes -%}{%- do rule_parts(parent, parts) -%}{%- endfor -%}
+{%- endif -%}
+{% endmacro %}
+
+
+{# What the model consumed, up to where it can consume now, and whether anything is pending. One round trip.
+   Landed rows are taken up to the oldest transaction still running, so a row committed late is never passed over. #}
+{% macro maintained_state(feeds, landings) %}
+{%- set query -%}
+with known as (
+    select * from {{ state_schema() }}.model_state where model = '{{ this.identifier }}'
+),
+inputs (input, pending, next_position, is_reset) as (
+    select null::text, {{ 'false' if feeds or landings else 'true' }}, null::bigint, false
+    {%- for name, schema in feeds %}
+    union all
+    select '{{ name }}', count(*) > 0, max(change_id), coalesce(bool_or(weight is null), false)
+    from "{{ schema }}"."{{ name }}__changes"
+    where change_id > coalesce((select cast(positions ->> '{{ name }}' as bigint) from known), 0)
+    {%- endfor %}
+    {%- for table in landings %}
+    union all
+    select '{{ table }}', exists (
+        select from {{ table }}
+        where landed_xid >= cast(coalesce((select positions ->> '{{ table }}' from known), '0') as xid8)
+            and landed_xid < pg_snapshot_xmin(pg_current_snapshot())
+    ), cast(cast(pg_snapshot_xmin(pg_current_snapshot()) as text) as bigint), false
+    {%- endfor %}
+)
+select cast(jsonb_build_object(
+    'model', (select to_jsonb(known) || jsonb_build_object('as_of_moved', as_of <> cast('{{ as_of_text() }}' as timestamptz)) from known),
+    'pending', bool_or(pending),
+    'reset', bool_or(is_reset),
+    'next', coalesce((select positions from known), '{}') || coalesce(jsonb_object_agg(input, coalesce(next_position,
+        (select cast(positions ->> input as bigint) from known), 0)) filter (where input is not null), '{}')
+) as text)
+from inputs
+{%- endset -%}
+{{ return(fromjson(run_query(query).columns[0].values()[0])) }}
+{% endmacro %}

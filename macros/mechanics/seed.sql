@@ -1,0 +1,32 @@
+{# dbt's seed, skipped while the file is what was loaded last; models compare the recorded version. #}
+{% materialization seed, adapter='postgres' %}
+    {%- set version = model.checksum.checksum -%}
+    {%- set relation = this.incorporate(type='table') -%}
+    {%- set existing = load_cached_relation(this) -%}
+    {%- do run_hooks(pre_hooks) -%}
+    {%- if existing is not none and not should_full_refresh() and seed_version(model.name) == version -%}
+        {%- do store_result('agate_table', response='OK') -%}
+        {% call noop_statement('main', 'UNCHANGED', 'UNCHANGED', 0) %}{% endcall %}
+    {%- else -%}
+        {%- set rows = load_agate_table() -%}
+        {%- do store_result('agate_table', response='OK', agate_table=rows) -%}
+        {% call statement('lock') %}select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));{% endcall %}
+        {%- if existing is none -%}
+            {%- set created = create_csv_table(model, rows) -%}
+        {%- else -%}
+            {% call statement('empty') %}delete from {{ this }};{% endcall %}
+        {%- endif -%}
+        {%- if rows.rows -%}{%- set loaded = load_csv_rows(model, rows) -%}{%- endif -%}
+        {% call statement('record') %}
+            analyze {{ this }};
+            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
+            values ('seed {{ model.name }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
+            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of, built_at = excluded.built_at;
+        {% endcall %}
+        {%- do persist_docs(relation, model) -%}
+        {% call noop_statement('main', 'INSERT ' ~ rows.rows | length, 'INSERT', rows.rows | length) %}{% endcall %}
+        {%- do adapter.commit() -%}
+    {%- endif -%}
+    {%- do run_hooks(post_hooks) -%}
+    {{ return({'relations': [relation]}) }}
+{% endmaterialization %}

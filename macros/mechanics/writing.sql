@@ -1,0 +1,174 @@
+{# How a maintained table is written. Each returns the number of rows written or removed. #}
+
+{# The first build: create, fill, key and index. #}
+{% macro maintained_create(relation, plan) %}
+{%- set columns = maintained_columns(plan.sql) -%}
+{%- do keep_nonzero_sums(plan, columns) -%}
+{% call statement('create') %}
+    create table {{ relation }} as {{ plan.sql }};
+    alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }});
+{% endcall %}
+{% do create_indexes(relation) %}
+{%- for index in config.get('partial_indexes', []) %}
+{% call statement('partial_index') %}
+    create index on {{ relation }} ({{ index.columns | join(', ') }}) where {{ index.where }};
+{% endcall %}
+{%- endfor %}
+{% do create_changes_table(relation, columns) %}
+{% do persist_docs(relation, model) %}
+{% call statement('count', fetch_result=True) %}
+    analyze {{ relation }};
+    select count(*) from {{ relation }};
+{% endcall %}
+{{ return(load_result('count').data[0][0]) }}
+{% endmacro %}
+
+
+{# Recomputes the touched keys (or everything) and writes the rows that differ. #}
+{% macro maintained_replace(relation, plan) %}
+{%- if plan.full -%}
+    {%- set names = maintained_columns(plan.sql) -%}
+    {%- do synchronize_columns(relation, names) -%}
+    {%- do keep_nonzero_sums(plan, names) -%}
+{%- endif -%}
+{% call statement('rebuild') %}
+    create temporary table rebuilt on commit drop as {{ plan.sql }};
+    analyze rebuilt;
+{% endcall %}
+{%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
+{%- set same_key -%}
+    {%- for key in config.require('unique_key') %}{{ ' and ' if not loop.first }}new.{{ key }} = old.{{ key }}{% endfor -%}
+{%- endset -%}
+{%- set touched = 'true' if plan.full or not plan.scope_keys else '(' ~ plan.scope_keys ~ ') in (select ' ~ plan.scope_keys ~ ' from touched)' -%}
+{% call statement('write', fetch_result=True) %}
+    create temporary table written (weight int, row_count bigint) on commit drop;
+
+    with removed as (
+        delete from {{ relation }} as old
+        where {{ touched }} and not exists (
+            select from rebuilt as new
+            where {{ same_key }} and (new.{{ columns | join(', new.') }}) is not distinct from (old.{{ columns | join(', old.') }})
+        )
+        returning old.*
+    ){{ keep_changes(relation, 'removed', -1) }}
+    insert into written select -1, count(*) from removed;
+
+    with added as (
+        insert into {{ relation }} ({{ columns | join(', ') }})
+        select {{ columns | join(', ') }} from rebuilt as new
+        where not exists (select from {{ relation }} as old where {{ same_key }})
+        returning *
+    ){{ keep_changes(relation, 'added', 1) }}
+    insert into written select 1, count(*) from added;
+
+    {% if plan.full %}analyze {{ relation }};{% endif %}
+    select sum(row_count) from written;
+{% endcall %}
+{{ return(load_result('write').data[0][0] | int) }}
+{% endmacro %}
+
+
+{# A sum of nothing is no row: the same in an increment, where a row whose sums became zero leaves. #}
+{% macro keep_nonzero_sums(plan, columns) %}
+{%- if config.get('add') -%}
+    {%- set sums = columns | reject('in', config.require('unique_key')) | list -%}
+    {%- set plan.sql = 'select * from (' ~ plan.sql ~ ') as sums where ' ~ sums | join(' <> 0 or ') ~ ' <> 0' -%}
+{%- endif -%}
+{% endmacro %}
+
+
+{# Adds signed sums to the rows of their keys; a row whose every sum is zero leaves. #}
+{% macro maintained_add(relation, plan) %}
+{%- set keys = config.require('unique_key') -%}
+{%- set sums = adapter.get_columns_in_relation(relation) | map(attribute='name') | reject('in', keys) | list -%}
+{%- do keep_nonzero_sums(plan, keys + sums) -%}
+{% call statement('write') %}
+    merge into {{ relation }} as old
+    using ({{ plan.sql }}) as new
+    on {% for key in keys %}old.{{ key }} = new.{{ key }}{{ ' and ' if not loop.last }}{% endfor %}
+    when matched and {% for sum in sums %}old.{{ sum }} + new.{{ sum }} = 0{{ ' and ' if not loop.last }}{% endfor %} then delete
+    when matched then update set {% for sum in sums %}{{ sum }} = old.{{ sum }} + new.{{ sum }}{{ ', ' if not loop.last }}{% endfor %}
+    when not matched then insert ({{ (keys + sums) | join(', ') }}) values (new.{{ (keys + sums) | join(', new.') }});
+{% endcall %}
+{{ return(load_result('write').response.rows_affected) }}
+{% endmacro %}
+
+
+{# The differences, kept for the models downstream until all have consumed them. #}
+{% macro create_changes_table(relation, columns) %}
+{%- set kept = config.get('changes') -%}
+{% if kept %}
+{%- set names = columns if kept == '*' else kept -%}
+{% call statement('changes') %}
+    create sequence if not exists {{ state_schema() }}.change_id;
+    drop table if exists {{ changes_of(relation) }};
+    create table {{ changes_of(relation) }} as
+    select cast(0 as bigint) as change_id, {{ names | join(', ') }}, cast(null as integer) as weight from {{ relation }} limit 0;
+    alter table {{ changes_of(relation) }} alter change_id set default nextval('{{ state_schema() }}.change_id'), add primary key (change_id);
+    insert into {{ changes_of(relation) }} (weight) values (null);
+    comment on table {{ changes_of(relation) }} is 'Unconsumed changes of {{ relation.identifier }}: weight 1 came, -1 went, null everything.';
+{% endcall %}
+{% endif %}
+{% endmacro %}
+
+{% macro changes_of(relation) %}{{ relation.incorporate(path={'identifier': relation.identifier ~ '__changes'}) }}{% endmacro %}
+
+{% macro keep_changes(relation, rows, weight) %}
+{%- set kept = config.get('changes') -%}
+{%- if kept %},
+    kept as (
+        {%- if kept == '*' %}
+        {%- set names = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | join(', ') %}
+        insert into {{ changes_of(relation) }} ({{ names }}, weight) select {{ names }}, {{ weight }} from {{ rows }}
+        {%- else %}
+        insert into {{ changes_of(relation) }} ({{ kept | join(', ') }}, weight)
+        select {{ kept | join(', ') }}, {{ weight }} * count(*) from {{ rows }} group by {{ kept | join(', ') }}
+        {%- endif %}
+    )
+{%- endif -%}
+{% endmacro %}
+
+
+{# The columns of the model's SQL, checked against its contract. #}
+{% macro maintained_columns(sql) %}
+{%- if config.get('contract').enforced -%}{%- set checked = get_assert_columns_equivalent(sql) -%}{%- endif -%}
+{{ return(get_columns_in_query(sql)) }}
+{% endmacro %}
+
+
+{# A release that adds or drops columns changes the table in place: views, policies and grants stay. #}
+{% macro synchronize_columns(relation, names) %}
+{%- set existing = adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
+{%- set added = names | reject('in', existing) | list -%}
+{%- set dropped = existing | reject('in', names) | list -%}
+{%- if added or dropped -%}
+    {% call statement('probe') %}create temporary table probe on commit drop as select * from ({{ at_this_moment(sql) }}) as rows limit 0;{% endcall %}
+    {%- set types = {} -%}
+    {%- for column in adapter.get_columns_in_relation(api.Relation.create(schema='pg_temp', identifier='probe')) -%}{%- do types.update({column.name: column.data_type}) -%}{%- endfor -%}
+    {% call statement('synchronize') %}
+        {%- for name in dropped %}alter table {{ relation }} drop column {{ name }};{% endfor %}
+        {%- for name in added %}alter table {{ relation }} add column {{ name }} {{ types[name] }};{% endfor %}
+    {% endcall %}
+    {% do create_changes_table(relation, names) %}
+{%- endif -%}
+{% endmacro %}
+
+
+{% macro run_audits(plan) %}
+{%- for name, query in plan.audits -%}
+    {%- set found = run_query('select count(*) from (' ~ at_this_moment(query) ~ ') as violations').columns[0].values()[0] -%}
+    {%- if found > 0 -%}
+        {%- do exceptions.raise_compiler_error('Audit ' ~ name ~ ' of ' ~ this.identifier ~ ' found ' ~ found ~ ' rows. Nothing was published: readers keep the last good state. The query is in the compiled model.') -%}
+    {%- endif -%}
+{%- endfor -%}
+{% endmacro %}
+
+
+{% macro record_state(plan) %}
+{% call statement('record') %}
+    insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
+    values ('{{ this.identifier }}', '{{ plan.fingerprint }}', '{{ tojson(plan.positions) }}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
+    on conflict (model) do update set fingerprint = excluded.fingerprint, positions = excluded.positions,
+        as_of = excluded.as_of, built_at = excluded.built_at;
+{% endcall %}
+{% endmacro %}

@@ -1,0 +1,56 @@
+{# Where a customer stands at a moment; the first match wins. #}
+{% macro lifecycle_stage(last_seen_at, orders_count, recent_sessions_count, at) -%}
+case
+            when {{ at }} - {{ last_seen_at }} >= interval '{{ var("churned_after_days") }} days' then 'churned'
+            when {{ at }} - {{ last_seen_at }} >= interval '{{ var("at_risk_after_days") }} days' then 'at_risk'
+            when {{ orders_count }} >= {{ var('champion_min_orders') }} then 'champion'
+            when {{ orders_count }} >= 1 and {{ recent_sessions_count }} >= {{ var('champion_min_recent_sessions') }} then 'champion'
+            when {{ orders_count }} >= {{ var('repeat_buyer_min_orders') }} then 'repeat_buyer'
+            when {{ orders_count }} = 1 then 'customer'
+            else 'prospect'
+        end
+{%- endmacro %}
+
+
+{# The points of each propensity rule: a column a rule. The batch and the live score are both made of these.
+   weights: one row with a column of points per rule. #}
+{% macro propensity_points(weights, has_ticket_cta, has_checkout, sessions_count, is_slow, orders_count) -%}
+case when {{ has_ticket_cta }} then {{ weights }}.ticket_cta else 0 end as propensity_ticket_cta_points,
+        case when {{ has_checkout }} then {{ weights }}.checkout_start else 0 end as propensity_checkout_start_points,
+        case when {{ sessions_count }} >= {{ var('repeat_visitor_min_sessions') }} then {{ weights }}.repeat_visitor else 0 end as propensity_repeat_visitor_points,
+        case when {{ is_slow }} then {{ weights }}.slow_network else 0 end as propensity_slow_network_points,
+        case when {{ orders_count }} >= 1 then {{ weights }}.past_purchaser else 0 end as propensity_past_purchaser_points
+{%- endmacro %}
+
+{% macro propensity_score(points) -%}
+greatest(0, least({{ var('propensity_max_score') }}, {{ points }}.propensity_ticket_cta_points + {{ points }}.propensity_checkout_start_points
+            + {{ points }}.propensity_repeat_visitor_points + {{ points }}.propensity_slow_network_points + {{ points }}.propensity_past_purchaser_points))
+{%- endmacro %}
+
+{# The weights seed as one row; a rule that is not in it earns nothing. #}
+{% macro propensity_weights_row() -%}
+select
+        {%- for rule in ['ticket_cta', 'checkout_start', 'repeat_visitor', 'slow_network', 'past_purchaser'] %}
+        coalesce(max(points) filter (where rule = '{{ rule }}'), 0) as {{ rule }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from {{ ref('propensity_weights') }}
+{%- endmacro %}
+
+
+{# Inside scope(): visitors with changed visits or orders, and those for whom a limit of days passed since the previous build. #}
+{% macro touched_customers() %}
+select org_id, visitor_id from {{ changes('int_visits') }} as visits
+union all
+select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
+{%- for days in [var('propensity_window_days'), var('champion_recent_days'), var('at_risk_after_days'), var('churned_after_days')] | unique %}
+union all
+select org_id, visitor_id
+from {{ ref('int_visits') }} as visits
+where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 2
+        and cast(greatest({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} + 2
+    and exists (
+        select from (values (first_event_at), (last_event_at), (last_ticket_cta_at), (last_checkout_at)) as moments (moment)
+        where {{ passed_since_previous("moment + interval '" ~ days ~ " days'") }}
+    )
+{%- endfor %}
+{% endmacro %}

@@ -1,0 +1,34 @@
+-- One row per org and event that carried contact details; nothing of opted-out people, robots or staff.
+{{ config(
+    unique_key=['org_id', 'event_id'],
+    changes=['org_id', 'device_id'],
+    indexes=[{'columns': ['org_id', 'device_id']}],
+) }}
+{% call scope('org_id, event_id') %}
+select org_id, event_id from {{ changes('int_events_enriched') }} as events
+{% endcall %}
+with events as (
+    select * from {{ ref('int_events_enriched') }} where {{ in_scope('org_id, event_id') }} and device_id is not null and is_person
+),
+deliveries as (
+    select * from {{ ref('stg_events') }}
+    where {{ in_scope('org_id, event_id') }} and properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
+),
+final as (
+    select
+        events.org_id,
+        events.event_id,
+        events.device_id,
+        events.anonymous_id,
+        events.user_id,
+        nullif(lower(btrim(deliveries.properties ->> 'email')), '') as email,
+        nullif(btrim(deliveries.properties ->> 'phone'), '') as phone,
+        nullif(btrim(deliveries.properties ->> 'first_name'), '') as first_name,
+        nullif(btrim(deliveries.properties ->> 'last_name'), '') as last_name,
+        nullif(btrim(deliveries.properties ->> 'name'), '') as full_name,
+        events.occurred_at
+    from events
+    join deliveries
+        on deliveries.org_id = events.org_id and deliveries.event_id = events.event_id and deliveries.landing_id = events.landing_id
+)
+select * from final

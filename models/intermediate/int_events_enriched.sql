@@ -1,0 +1,79 @@
+-- One row per org and event: deliveries reduced to one, with campaign, device, network and privacy resolved.
+{{ config(
+    unique_key=['org_id', 'event_id'],
+    changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'is_person', 'event_date', 'received_date'],
+    indexes=[
+        {'columns': ['org_id', 'device_id', 'occurred_at']},
+        {'columns': ['occurred_at'], 'type': 'brin'},
+    ],
+    partial_indexes=[
+        {'columns': ['org_id', 'order_reference'], 'where': 'order_reference is not null'},
+        {'columns': ['pending_user_agent_id'], 'where': 'pending_user_agent_id is not null'},
+    ],
+) }}
+{% call scope('org_id, event_id') %}
+select org_id, event_id from {{ landed('events') }} as landed where rejection_reason is null
+union all
+select org_id, event_id from {{ landed('events_removed') }} as removed
+union all
+select events.org_id, events.event_id
+from {{ changes('int_consent_events') }} as consents
+join {{ ref('stg_events') }} as events on events.org_id = consents.org_id and events.anonymous_id = consents.anonymous_id
+union all
+select events.org_id, events.event_id
+from {{ changes('int_consent_events') }} as consents
+join {{ ref('stg_events') }} as events on events.org_id = consents.org_id and events.user_id = consents.user_id
+union all
+select enriched.org_id, enriched.event_id
+from {{ landed('user_agents') }} as agents
+join {{ this }} as enriched on enriched.pending_user_agent_id = agents.user_agent_id
+union all
+select null, null from {{ landed('user_agents') }} as agents where agents.is_reparsed
+{% endcall %}
+select
+    org_id,
+    event_id,
+    case when not is_opted_out then coalesce(anonymous_id, user_id) end as device_id,
+    case when not is_opted_out then anonymous_id end as anonymous_id,
+    case when not is_opted_out then user_id end as user_id,
+    case when not is_opted_out then source_session_id end as source_session_id,
+    case
+        when event_type in ('purchase', 'refund') then coalesce(nullif(btrim(properties ->> 'order_id'), ''), 'event ' || event_id)
+    end as order_reference,
+    event_type,
+    source_event_type,
+    case when is_opted_out then '(unattributed)' when has_touch then coalesce(touch_source, '(not set)') else '(direct)' end as source,
+    case when is_opted_out then '(unattributed)' when has_touch then coalesce(touch_medium, '(none)') else '(none)' end as medium,
+    case when is_opted_out then '(unattributed)' when has_touch then coalesce(label_campaign, '(none)') else '(none)' end as campaign,
+    left(utm_source, {{ var('label_max_characters') }}) as utm_source,
+    left(utm_medium, {{ var('label_max_characters') }}) as utm_medium,
+    left(utm_campaign, {{ var('label_max_characters') }}) as utm_campaign,
+    click_id_type,
+    case when not is_opted_out then click_id end as click_id,
+    external_host as referrer_host,
+    device_type,
+    os,
+    browser,
+    network_type,
+    left(properties ->> 'product', {{ var('label_max_characters') }}) as product,
+    case when event_type in ('purchase', 'refund') then upper(nullif(btrim(properties ->> 'currency'), '')) end as currency,
+    consent_state,
+    bot_reason,
+    internal_reason,
+    pending_user_agent_id,
+    landing_id,
+    case
+        when properties ? 'page_load_ms' and {{ number_or_null("properties ->> 'page_load_ms'") }} <= {{ var('page_load_max_ms') }}
+            then cast({{ number_or_null("properties ->> 'page_load_ms'") }} as integer)
+    end as page_load_ms,
+    case when event_type in ('purchase', 'refund') then {{ number_or_null("properties ->> 'revenue'") }} end as revenue_amount,
+    has_touch,
+    is_bot,
+    internal_reason is not null as is_internal,
+    not is_bot and internal_reason is null as is_person,
+    is_opted_out,
+    event_date,
+    received_date,
+    occurred_at,
+    received_at
+from {{ ref('int_event_senders') }}

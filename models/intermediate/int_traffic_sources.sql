@@ -1,0 +1,10 @@
+-- One row per org, source, medium and campaign: how many events carry it.
+{{ config(unique_key=['org_id', 'source', 'medium', 'campaign'], add=true) }}
+select
+    org_id,
+    source,
+    medium,
+    campaign,
+    sum(weight) as events_count
+from {{ delta('int_events_enriched') }} as events
+group by org_id, source, medium, campaign

@@ -1,0 +1,101 @@
+-- One row per org, session, visitor and local day: what the visitor did in the session on that day.
+-- Nearly always one row per session: more when it crosses midnight or two users share it.
+{{ config(
+    unique_key=['org_id', 'session_id', 'visitor_id', 'event_date'],
+    changes='*',
+    indexes=[
+        {'columns': ['org_id', 'device_id']},
+        {'columns': ['org_id', 'visitor_id']},
+        {'columns': ['event_date', 'org_id']},
+    ],
+) }}
+{% call scope('org_id, device_id') %}
+select org_id, device_id from {{ changes('int_events_enriched') }} as events where device_id is not null
+union all
+select org_id, device_id from {{ changes('int_devices') }} as devices
+union all
+select org_id, device_id from {{ ref('int_events_enriched') }} as newly_past
+where device_id is not null and {{ passed_since_previous('occurred_at') }}
+{% endcall %}
+with visits as (
+    select
+        org_id,
+        device_id,
+        session_started_at,
+        visitor_id,
+        event_date,
+        min(event_id) filter (where occurred_at = session_started_at) as started_by_event_id,
+        {{ first_known_together('source, medium, campaign', 'has_touch') }} as touch,
+        {{ first_known_together('device_type, os, browser', "device_type <> 'unknown'") }} as device,
+        {{ first_known('network_type', "network_type <> 'unknown'") }} as network_type,
+        {{ last_known('network_type', "network_type <> 'unknown'") }} as last_network_type,
+        {{ last_known('consent_state', 'consent_state is not null') }} as last_consent_state,
+        count(*) as events_count,
+        count(*) filter (where event_type = 'page_view') as page_views_count,
+        count(*) filter (where event_type = 'event_view') as event_views_count,
+        count(*) filter (where event_type = 'ticket_cta') as ticket_ctas_count,
+        count(*) filter (where event_type = 'checkout_start') as checkouts_count,
+        count(*) filter (where event_type = 'purchase') as purchases_count,
+        count(page_load_ms) as page_loads_count,
+        coalesce(sum(page_load_ms), 0) as page_load_ms,
+        min(occurred_at) filter (where has_touch) as touched_at,
+        min(occurred_at) as first_event_at,
+        max(occurred_at) as last_event_at,
+        max(occurred_at) filter (where event_type = 'ticket_cta') as last_ticket_cta_at,
+        max(occurred_at) filter (where event_type = 'checkout_start') as last_checkout_at
+    from {{ ref('int_session_events') }}
+    group by org_id, device_id, session_started_at, visitor_id, event_date
+),
+sessions as (
+    select
+        *,
+        min(started_by_event_id) over session as first_event_id,
+        first_value(touch) over (session order by touched_at, visitor_id) as session_touch,
+        first_value(device) over (session order by device is null, first_event_at, visitor_id) as session_device,
+        first_value(network_type) over (session order by network_type is null, first_event_at, visitor_id) as session_network,
+        max(last_event_at) over session as session_ended_at,
+        sum(ticket_ctas_count) over session as session_ticket_ctas,
+        sum(checkouts_count) over session as session_checkouts,
+        sum(purchases_count) over session as session_purchases
+    from visits
+    window session as (partition by org_id, device_id, session_started_at)
+),
+final as (
+    select
+        org_id,
+        md5(concat_ws('|', org_id, device_id, first_event_id)) as session_id,
+        visitor_id,
+        device_id,
+        coalesce(session_touch[1][1], '(direct)') as source,
+        coalesce(session_touch[1][2], '(none)') as medium,
+        coalesce(session_touch[1][3], '(none)') as campaign,
+        coalesce(session_device[1][1], 'unknown') as device_type,
+        coalesce(session_device[1][2], 'unknown') as os,
+        coalesce(session_device[1][3], 'unknown') as browser,
+        coalesce(session_network, 'unknown') as network_type,
+        last_network_type,
+        last_consent_state,
+        events_count,
+        page_views_count,
+        event_views_count,
+        ticket_ctas_count,
+        checkouts_count,
+        purchases_count,
+        page_loads_count,
+        page_load_ms,
+        cast(is_start as integer) as sessions_count,
+        cast(is_start and session_ticket_ctas > 0 as integer) as ticket_cta_sessions_count,
+        cast(is_start and session_checkouts > 0 as integer) as checkout_sessions_count,
+        cast(is_start and session_purchases > 0 as integer) as purchase_sessions_count,
+        session_touch is not null as has_touch,
+        event_date,
+        session_started_at,
+        session_ended_at,
+        first_event_at,
+        last_event_at,
+        last_ticket_cta_at,
+        last_checkout_at
+    from sessions
+    cross join lateral (select coalesce(started_by_event_id = first_event_id, false) as is_start) as start
+)
+select * from final

@@ -1,0 +1,118 @@
+-- One row per org and visitor: where they came from, what they bought, where they stand and how likely they are to buy, as of as_of.
+{{ config(
+    unique_key=['org_id', 'visitor_id'],
+    indexes=[{'columns': ['org_id', 'propensity_score', 'last_seen_at']}, {'columns': ['org_id', 'lifecycle_stage']}],
+) }}
+{% call scope('org_id, visitor_id') %}{{ touched_customers() }}{% endcall %}
+with activity as (
+    select * from {{ ref('int_customer_activity') }}
+),
+orders as (
+    select
+        org_id,
+        visitor_id,
+        sum(orders_count) as orders_count,
+        sum(gross_revenue_amount) as gross_revenue_amount,
+        sum(refunded_amount) as refunded_amount,
+        sum(net_revenue_amount) as net_revenue_amount,
+        min(ordered_at) filter (where orders_count = 1) as first_order_at,
+        max(ordered_at) filter (where orders_count = 1) as last_order_at
+    from {{ ref('int_orders') }}
+    where {{ in_scope('org_id, visitor_id') }} and visitor_id is not null
+    group by org_id, visitor_id
+),
+channels as (
+    select * from {{ ref('int_channels') }}
+),
+slow_networks as (
+    select distinct network_type from {{ ref('network_types') }} where is_slow
+),
+weights as (
+    {{ propensity_weights_row() }}
+),
+facts as (
+    select
+        activity.*,
+        coalesce(orders.orders_count, 0) as orders_count,
+        coalesce(orders.gross_revenue_amount, 0) as gross_revenue_amount,
+        coalesce(orders.refunded_amount, 0) as refunded_amount,
+        coalesce(orders.net_revenue_amount, 0) as net_revenue_amount,
+        orders.first_order_at,
+        orders.last_order_at,
+        first_touch[1][1] as first_touch_source,
+        first_touch[1][2] as first_touch_medium,
+        first_touch[1][3] as first_touch_campaign,
+        last_touch[1][1] as last_touch_source,
+        last_touch[1][2] as last_touch_medium,
+        last_touch[1][3] as last_touch_campaign,
+        coalesce(last_non_direct_touch[1][1], '(direct)') as last_non_direct_source,
+        coalesce(last_non_direct_touch[1][2], '(none)') as last_non_direct_medium,
+        coalesce(last_non_direct_touch[1][3], '(none)') as last_non_direct_campaign,
+        slow_networks.network_type is not null or coalesce(recent_page_load_ms > {{ var('slow_page_load_ms') }}, false) as is_slow
+    from activity
+    left join orders on orders.org_id = activity.org_id and orders.visitor_id = activity.visitor_id
+    left join slow_networks on slow_networks.network_type = activity.recent_network_type
+),
+scored as (
+    select
+        facts.*,
+        {{ lifecycle_stage('last_seen_at', 'orders_count', 'recent_sessions_count', as_of()) }} as lifecycle_stage,
+        {{ propensity_points('weights', 'has_recent_ticket_cta', 'has_recent_checkout', 'sessions_count', 'is_slow', 'orders_count') }}
+    from facts
+    cross join weights
+),
+final as (
+    select
+        scored.org_id,
+        scored.visitor_id,
+        first_touch_source,
+        first_touch_medium,
+        first_touch_campaign,
+        first_channel.channel as first_touch_channel,
+        last_touch_source,
+        last_touch_medium,
+        last_touch_campaign,
+        last_channel.channel as last_touch_channel,
+        last_non_direct_source,
+        last_non_direct_medium,
+        last_non_direct_campaign,
+        coalesce(non_direct_channel.channel, 'Direct') as last_non_direct_channel,
+        coalesce(usual_device_type, 'unknown') as usual_device_type,
+        coalesce(usual_network_type, 'unknown') as usual_network_type,
+        scored.consent_state,
+        lifecycle_stage,
+        bands.band as propensity_band,
+        sessions_count,
+        events_count,
+        recent_sessions_count,
+        cast(orders_count as bigint) as orders_count,
+        cast(gross_revenue_amount as numeric(18, 2)) as gross_revenue_amount,
+        cast(refunded_amount as numeric(18, 2)) as refunded_amount,
+        cast(net_revenue_amount as numeric(18, 2)) as net_revenue_amount,
+        cast(round(net_revenue_amount / nullif(orders_count, 0), 2) as numeric(18, 2)) as average_order_amount,
+        score as propensity_score,
+        propensity_ticket_cta_points,
+        propensity_checkout_start_points,
+        propensity_repeat_visitor_points,
+        propensity_slow_network_points,
+        propensity_past_purchaser_points,
+        coalesce(consent_states.is_consented, false) as is_consented,
+        first_seen_at,
+        last_seen_at,
+        first_order_at,
+        last_order_at
+    from scored
+    cross join lateral (select {{ propensity_score('scored') }} as score) as scores
+    left join {{ ref('propensity_bands') }} as bands on score between bands.min_score and bands.max_score
+    left join {{ ref('consent_states') }} as consent_states on consent_states.consent_state = scored.consent_state
+    left join channels as first_channel
+        on first_channel.org_id = scored.org_id and first_channel.source = first_touch_source
+        and first_channel.medium = first_touch_medium and first_channel.campaign = first_touch_campaign
+    left join channels as last_channel
+        on last_channel.org_id = scored.org_id and last_channel.source = last_touch_source
+        and last_channel.medium = last_touch_medium and last_channel.campaign = last_touch_campaign
+    left join channels as non_direct_channel
+        on non_direct_channel.org_id = scored.org_id and non_direct_channel.source = last_non_direct_source
+        and non_direct_channel.medium = last_non_direct_medium and non_direct_channel.campaign = last_non_direct_campaign
+)
+select * from final

@@ -1,0 +1,81 @@
+-- One row per org, visitor and entry into a lifecycle stage: when it was entered and left.
+-- A function of the visits, the orders and as_of, not of when a run happened to look.
+{{ config(
+    unique_key=['org_id', 'visitor_id', 'entered_at'],
+    indexes=[{'columns': ['entered_at', 'org_id']}],
+) }}
+{% call scope('org_id, visitor_id') %}{{ touched_customers() }}{% endcall %}
+with visits as (
+    select
+        org_id,
+        visitor_id,
+        first_event_at,
+        last_event_at,
+        cast(row_number() over (partition by org_id, visitor_id, session_id order by first_event_at) = 1 as integer) as joined_sessions_count,
+        coalesce(lead(first_event_at) over visitor, {{ as_of() }}) as next_event_at,
+        count(*) over (partition by org_id, visitor_id) as visits_count
+    from {{ ref('int_visits') }}
+    where {{ in_scope('org_id, visitor_id') }}
+    window visitor as (partition by org_id, visitor_id order by first_event_at, session_id)
+),
+orders as (
+    select org_id, visitor_id, ordered_at
+    from {{ ref('int_orders') }}
+    where {{ in_scope('org_id, visitor_id') }} and visitor_id is not null and orders_count = 1
+),
+moments as (
+    select org_id, visitor_id, first_event_at as moment, last_event_at as seen_until, joined_sessions_count, 0 as orders_count from visits
+    union all
+    select org_id, visitor_id, ordered_at, ordered_at, 0, 1 from orders
+    union all
+    select org_id, visitor_id, last_event_at + interval '{{ var("at_risk_after_days") }} days', null, 0, 0
+    from visits
+    where last_event_at + interval '{{ var("at_risk_after_days") }} days' <= next_event_at
+    union all
+    select org_id, visitor_id, last_event_at + interval '{{ var("churned_after_days") }} days', null, 0, 0
+    from visits
+    where last_event_at + interval '{{ var("churned_after_days") }} days' <= next_event_at
+    union all
+    select org_id, visitor_id, first_event_at + interval '{{ var("champion_recent_days") }} days', null, 0, 0
+    from visits
+    where visits_count >= {{ var('champion_min_recent_sessions') }}
+),
+running as (
+    select distinct
+        org_id,
+        visitor_id,
+        moment,
+        max(seen_until) over so_far as seen_until,
+        sum(orders_count) over so_far as orders_count,
+        sum(joined_sessions_count) over (
+            partition by org_id, visitor_id order by moment
+            range between interval '{{ var("champion_recent_days") }} days' - interval '1 microsecond' preceding and current row
+        ) as recent_sessions_count
+    from moments
+    where moment <= {{ as_of() }}
+    window so_far as (partition by org_id, visitor_id order by moment)
+),
+stages as (
+    select
+        *,
+        {{ lifecycle_stage('least(seen_until, moment)', 'orders_count', 'recent_sessions_count', 'moment') }} as lifecycle_stage
+    from running
+),
+entries as (
+    select
+        *,
+        lag(lifecycle_stage) over (partition by org_id, visitor_id order by moment) as previous_stage
+    from stages
+),
+final as (
+    select
+        org_id,
+        visitor_id,
+        lifecycle_stage,
+        previous_stage,
+        moment as entered_at,
+        lead(moment) over (partition by org_id, visitor_id order by moment) as left_at
+    from entries
+    where lifecycle_stage is distinct from previous_stage
+)
+select * from final

@@ -1,0 +1,30 @@
+-- One row per org, order reference and finding: orders that need a person's eye.
+{{ config(materialized='view', contract={'enforced': false}) }}
+with orders as (
+    select * from {{ ref('int_orders') }}
+),
+final as (
+    select
+        org_id,
+        order_reference,
+        'same order id from several visitors: counted once for each' as finding,
+        count(*) as orders_count,
+        sum(gross_revenue_amount) as gross_revenue_amount
+    from orders
+    where orders_count = 1
+    group by org_id, order_reference
+    having count(*) > 1
+    union all
+    select org_id, order_reference, 'no exchange rate: the amount is null', orders_count, gross_revenue_amount
+    from orders
+    where is_rate_missing
+    union all
+    select org_id, order_reference, 'refund without a purchase', orders_count, gross_revenue_amount
+    from orders
+    where orders_count = 0
+    union all
+    select org_id, order_reference, 'more refunded than paid', orders_count, gross_revenue_amount
+    from orders
+    where orders_count = 1 and net_revenue_amount < 0
+)
+select * from final

@@ -1,0 +1,22 @@
+-- One row per delivery that could not be used, with the reason and the raw row.
+{{ config(materialized='view', contract={'enforced': false}) }}
+select
+    rejection_id,
+    org_id,
+    rejection_reason,
+    raw_row,
+    file_name,
+    line_number,
+    received_at
+from {{ source('landing', 'rejected_rows') }}
+union all
+select
+    cast(landing_id as text),
+    org_id,
+    rejection_reason,
+    cast(to_jsonb(events) as text),
+    null,
+    null,
+    received_at
+from {{ source('landing', 'events') }} as events
+where rejection_reason is not null

@@ -1,0 +1,1 @@
+"""The thin Python runner of Audience Intelligence: load, build, segments, exports, orchestration."""

@@ -1,0 +1,57 @@
+"""dbt as this project runs it: a process of its own, on the server in use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestration import database
+from orchestration.settings import project_dir
+
+
+def command(*arguments: str) -> list[str]:
+    """The argument list that runs dbt of this environment on this project."""
+    project = project_dir()
+    return [
+        str(Path(sys.executable).with_name("dbt")),
+        *arguments,
+        "--project-dir",
+        str(project),
+        "--profiles-dir",
+        str(project / "profiles"),
+    ]
+
+
+def stream(*arguments: str, variables: dict[str, str] | None = None) -> tuple[subprocess.Popen, Iterator[str]]:
+    """Starts dbt with JSON log lines; returns the process and its lines."""
+    process = subprocess.Popen(
+        command("--log-format", "json", "--no-use-colors", *arguments),
+        env={**database.environment(), **(variables or {})},
+        cwd=project_dir(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, process.stdout
+
+
+def run(*arguments: str, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs dbt to its end and returns its output."""
+    return subprocess.run(
+        command("--no-use-colors", *arguments),
+        env={**database.environment(), **(variables or {})},
+        cwd=project_dir(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def prepare() -> None:
+    """Makes the landing and state tables where they are missing or of an older release."""
+    result = run("run-operation", "ensure_tables")
+    if result.returncode:
+        raise RuntimeError(f"dbt could not make the landing tables:\n{result.stdout}")

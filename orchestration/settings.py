@@ -1,0 +1,79 @@
+"""Where things are: the project, the embedded server's data and the database in use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from orchestration.errors import UserError
+
+PG_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSERVICE")
+
+
+def project_dir() -> Path:
+    """The folder of dbt_project.yml: AUDIENCE_PROJECT, else the folder above this package."""
+    given = os.environ.get("AUDIENCE_PROJECT")
+    folder = Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1]
+    if not (folder / "dbt_project.yml").is_file():
+        raise UserError(
+            f"No dbt_project.yml in {folder}: the command runs beside the dbt project. "
+            "Run it from a checkout, or name the checkout in AUDIENCE_PROJECT."
+        )
+    return folder
+
+
+def audience_home() -> Path:
+    """The embedded server's folder: AUDIENCE_HOME, else .audience in the project."""
+    given = os.environ.get("AUDIENCE_HOME")
+    return Path(given).expanduser().resolve() if given else project_dir() / ".audience"
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """A PostgreSQL server outside the project, as PG* variables for libpq, psycopg and dbt."""
+
+    variables: dict[str, str]
+
+
+def external_server() -> ServerAddress | None:
+    """The server named by DATABASE_URL or by PGHOST / PGSERVICE, or None: the embedded one is used.
+
+    Raises UserError when DATABASE_URL is not a PostgreSQL URL, or contradicts PGHOST.
+    """
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        named = any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
+        return ServerAddress({n: os.environ[n] for n in PG_VARIABLES if n in os.environ}) if named else None
+    variables = _variables_of_url(url)
+    given = os.environ.get("PGHOST")
+    if given and given != variables.get("PGHOST"):
+        raise UserError(
+            f"DATABASE_URL and PGHOST name different servers ({variables.get('PGHOST')} and {given}): "
+            "unset one of them."
+        )
+    return ServerAddress(variables)
+
+
+def _variables_of_url(url: str) -> dict[str, str]:
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    if urlsplit(url).scheme not in ("postgresql", "postgres"):
+        raise UserError(
+            "DATABASE_URL is not a PostgreSQL URL: it starts with "
+            f"{url.split(':', 1)[0]!r}. Use postgresql://user:password@host:port/database, or unset it."
+        )
+    try:
+        parts = conninfo_to_dict(url)
+    except ProgrammingError as error:
+        raise UserError(f"DATABASE_URL cannot be read ({str(error).strip()}): correct it, or unset it.") from error
+    names = {
+        "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD",
+        "dbname": "PGDATABASE", "sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT",
+    }  # fmt: skip
+    variables = {names[k]: unquote(str(v)) if k == "host" else str(v) for k, v in parts.items() if k in names}
+    if "PGHOST" not in variables:
+        raise UserError("DATABASE_URL names no host: use postgresql://user@host:port/database, or unset it.")
+    return variables

@@ -1,7 +1,8 @@
 """Bulk load of event files: newline-JSON, CSV and Parquet into the landing tables, every row accounted for.
 
-One transaction per call: all files land or nothing does. A thread reads and types the next block of rows while
-the server takes the last one: COPY into a temporary table, then set-based steps. The staging table copies the
+One transaction per call: all files land or nothing does. A process of its own reads and types the next block of
+rows while the server takes the last one: COPY into a temporary table, then set-based steps. (A thread would hold
+the interpreter lock that feeding COPY needs: a third slower, measured.) The staging table copies the
 landing table's generated `rejection_reason`, so one rule judges loaded rows and rows that collectors insert.
 
 What is repaired, and counted in `LoadReport.repaired`:
@@ -24,13 +25,18 @@ import csv
 import gzip
 import io
 import json
+import os
+import pickle
 import re
+import signal
+import subprocess
+import sys
 import time
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import md5
@@ -52,6 +58,8 @@ NEEDED_COLUMNS = ("org_id", "event_type", "occurred_at")
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 16 << 20
 READ_BYTES = 1 << 20
+# Below this the reading process costs more (its start, 0.5 s) than it saves.
+AHEAD_MIN_BYTES = 4 << 20
 # A longer line is no event but a file without line ends. Its first READ_BYTES are kept as the raw row.
 LINE_MAX_BYTES = 64 << 20
 
@@ -91,17 +99,19 @@ class _Inexact(Exception):
     """An identifier was read as a float: more digits may be in the file."""
 
 
-@dataclass(slots=True)
+@dataclass
 class _Block:
-    """Rows on their way: COPY lines for the typed ones, reasons by line number for the others."""
+    """Rows on their way: COPY text of the typed ones, (line number, reason, raw text) of the others."""
 
-    source: _Source
-    lines: list[str] = field(default_factory=list)
-    raws: dict[int, Any] = field(default_factory=dict)
-    rejected: list[tuple[int, str]] = field(default_factory=list)
-    repaired: Counter[str] = field(default_factory=Counter)
-    raw_bytes: int = 0
-    bytes_done: int = 0
+    source_number: int
+    row_count: int
+    copy_text: bytes
+    rejected: list[tuple[int, str, str]]
+    repaired: Counter[str]
+    user_agents: set[str]
+    bytes_done: int
+    # {line number: raw row}, pickled: looked at only when the database rejects a row
+    raws: bytes
 
 
 def load_files(
@@ -122,16 +132,12 @@ def load_files(
     with database.connect(application_name="audience load") as connection:
         landing = _Landing(connection, limits["landing_schema"], limits["properties_max_bytes"])
         landing.open()
-        done = 0
-        for source in sources:
-            typing = _Typing(source, landing.now, landing.properties_max_bytes)
-            for block in _one_ahead(typing.blocks()):
-                received += len(block.lines) + len(block.rejected)
-                accepted += landing.write(block, reasons)
-                repaired += block.repaired
-                if progress:
-                    progress(done + block.bytes_done, received)
-            done += source.size
+        for block in _blocks_ahead(sources, landing.now, landing.properties_max_bytes):
+            received += block.row_count
+            accepted += landing.write(block, sources[block.source_number], reasons)
+            repaired += block.repaired
+            if progress:
+                progress(block.bytes_done, received)
         rejected = reasons.total()
         duplicate = received - accepted - rejected
         names = [source.name for source in sources]
@@ -150,7 +156,8 @@ def parse_new_user_agents(connection: psycopg.Connection) -> int:
     Returns the number of texts parsed; the caller commits. Reads every landed event's user agent.
     """
     schema = _project_variables()["landing_schema"]
-    return _parse_user_agents(connection, schema, sql.Identifier(schema, "events"))
+    seen = sql.SQL("select distinct user_agent from {} where user_agent is not null")
+    return _parse_user_agents(connection, schema, seen.format(sql.Identifier(schema, "events")).as_string(connection))
 
 
 def _project_variables() -> dict[str, Any]:
@@ -172,13 +179,62 @@ def _analyze(schema: str) -> None:
         connection.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, "events")))
 
 
-def _one_ahead(items: Iterator[_Block]) -> Iterator[_Block]:
-    """The blocks, the next one made in a thread while the caller uses the last."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = reader.submit(next, items, None)
-            yield item
+def _blocks(sources: Sequence[_Source], now: str, properties_max_bytes: int) -> Iterator[_Block]:
+    done = 0
+    for number, source in enumerate(sources):
+        for block in _Typing(number, source, now, properties_max_bytes).blocks():
+            block.bytes_done += done
+            yield block
+        done += source.size
+
+
+def _blocks_ahead(sources: Sequence[_Source], now: str, properties_max_bytes: int) -> Iterator[_Block]:
+    """The blocks of all files, made by a process while the caller uses the last one; small files are read here."""
+    if sum(source.size for source in sources) < AHEAD_MIN_BYTES:
+        yield from _blocks(sources, now, properties_max_bytes)
+        return
+    package = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    reader = subprocess.Popen(
+        [sys.executable, "-c", "from orchestration.load import _write_blocks; _write_blocks()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": search},
+    )
+    assert reader.stdin and reader.stdout
+    try:
+        pickle.dump(([source.path for source in sources], now, properties_max_bytes), reader.stdin)
+        reader.stdin.close()
+        while (block := pickle.load(reader.stdout)) is not None:
+            if isinstance(block, Exception):
+                raise block
+            yield block
+    except (EOFError, pickle.UnpicklingError, BrokenPipeError) as error:
+        raise RuntimeError(f"the process that reads the files ended early with code {reader.wait()}") from error
+    finally:
+        reader.kill()
+        reader.wait()
+        reader.stdout.close()
+
+
+def _write_blocks() -> None:
+    """The reading process: its task from standard input, pickled blocks to standard output, then None or an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent stops this process
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # what a library prints must not come between
+        paths, now, properties_max_bytes = pickle.load(sys.stdin.buffer)
+        try:
+            for block in _blocks([_source(path) for path in paths], now, properties_max_bytes):
+                pickle.dump(block, out, pickle.HIGHEST_PROTOCOL)
+                out.flush()
+            end = None
+        except BrokenPipeError:
+            os._exit(1)
+        except UserError as error:
+            end = error
+        except Exception as error:
+            end = RuntimeError("".join(traceback.format_exception(error)))
+        pickle.dump(end, out)
 
 
 # Files
@@ -357,10 +413,10 @@ class _Csv(_Source):
     header: list[str]
 
     def check(self, head: bytes) -> None:
-        if not head.strip():
+        text = head.decode("utf-8-sig", "surrogateescape")
+        self.header = columns = next(csv.reader(io.StringIO(text, newline="")), [])
+        if not columns:
             return
-        text = head.decode("utf-8-sig", "replace")
-        columns = next(csv.reader(io.StringIO(text, newline="")), [])
         missing = [name for name in NEEDED_COLUMNS if name not in columns]
         if missing:
             raise UserError(
@@ -380,7 +436,7 @@ class _Csv(_Source):
         ):  # fmt: skip
             self.position = stored.tell
             reader = csv.reader(text)
-            self.header = next(reader, [])
+            next(reader, None)
             try:
                 for number, fields in enumerate(reader, 2):
                     if fields:
@@ -432,7 +488,8 @@ class _Parquet(_Source):
             raise _damaged(self.path, error) from error
 
     def check(self, head: bytes) -> None:
-        missing = [name for name in NEEDED_COLUMNS if name not in self._file.schema_arrow.names]
+        self.header = self._file.schema_arrow.names
+        missing = [name for name in NEEDED_COLUMNS if name not in self.header]
         if missing:
             raise UserError(
                 f"{self.path} has no column {', '.join(missing)}: give the columns the names of the event contract."
@@ -441,7 +498,6 @@ class _Parquet(_Source):
     def rows(self) -> Iterator[tuple[int, tuple, int]]:
         import pyarrow as arrow
 
-        self.header = self._file.schema_arrow.names
         number, total = 0, max(self._file.metadata.num_rows, 1)
         self.position = lambda: self.size * number // total
         try:
@@ -503,11 +559,19 @@ def _text_of_bytes(value: bytes) -> str:
 class _Typing:
     """Types the rows of one file and writes them as lines for COPY, in blocks of bounded size."""
 
-    def __init__(self, source: _Source, now: str, properties_max_bytes: int):
+    def __init__(self, number: int, source: _Source, now: str, properties_max_bytes: int):
+        self.number = number
         self.source = source
         self.now = now
         self.properties_max_bytes = properties_max_bytes
+        self._start()
+
+    def _start(self) -> None:
+        self.lines: list[str] = []
+        self.raws: dict[int, Any] = {}
+        self.rejected: list[tuple[int, str, str]] = []
         self.repaired: Counter[str] = Counter()
+        self.user_agents: set[str] = set()
 
     def blocks(self) -> Iterator[_Block]:
         """At least one row each. Raises UserError when the file turns out to be damaged."""
@@ -523,28 +587,32 @@ class _Typing:
 
     def _blocks(self) -> Iterator[_Block]:
         source, line_of, decode = self.source, self.line, self.source.decode
-        block = _Block(source)
-        lines, raws = block.lines, block.raws
+        rows, raw_bytes = 0, 0
         for number, raw, size in source.rows():
-            raws[number] = raw
-            block.raw_bytes += size
+            rows += 1
+            raw_bytes += size
             try:
                 try:
-                    lines.append(line_of(number, decode(raw)))
+                    self.lines.append(line_of(number, decode(raw)))
                 except _Inexact:
-                    lines.append(line_of(number, source.decode_exactly(raw), exact=True))
+                    self.lines.append(line_of(number, source.decode_exactly(raw), exact=True))
+                self.raws[number] = raw
             except _Rejected as rejected:
-                block.rejected.append((number, rejected.args[0]))
-            if len(raws) >= BLOCK_ROWS or block.raw_bytes >= BLOCK_BYTES:
-                yield self._finished(block)
-                block = _Block(source)
-                lines, raws = block.lines, block.raws
-        if raws:
-            yield self._finished(block)
+                self.rejected.append((number, rejected.args[0], source.text(raw)))
+            if rows == BLOCK_ROWS or raw_bytes >= BLOCK_BYTES:
+                yield self._block(rows)
+                rows, raw_bytes = 0, 0
+        if rows:
+            yield self._block(rows)
 
-    def _finished(self, block: _Block) -> _Block:
-        block.bytes_done = self.source.position()
-        block.repaired, self.repaired = self.repaired, Counter()
+    def _block(self, rows: int) -> _Block:
+        copy_text = "".join(self.lines).encode()
+        raws = pickle.dumps(self.raws, pickle.HIGHEST_PROTOCOL)
+        position = min(self.source.position(), self.source.size)
+        block = _Block(
+            self.number, rows, copy_text, self.rejected, self.repaired, self.user_agents, position, raws
+        )  # fmt: skip
+        self._start()
         return block
 
     def line(self, number: int, row: dict[str, Any], *, exact: bool = False) -> str:
@@ -568,18 +636,20 @@ class _Typing:
             "" if url is None else url,
             "" if referrer is None else referrer,
             "" if user_agent is None else user_agent,
-            properties,
+            properties + "\n",
         )  # fmt: skip
         try:
             line = "\t".join(fields)
         except TypeError:
             line = "\\"
         # Rare, and only then looked at field by field: to be escaped, blank, a NUL or no text.
-        if "\\" in line or line.count("\t") != 13 or "\n" in line or "\t " in line or "\r" in line or "\0" in line:
+        if "\\" in line or line.count("\t") != 13 or line.count("\n") != 1 or "\t " in line or "\r" in line or "\0" in line:
             texts = (event_id, org_id, event_type, anonymous_id, user_id, session_id, url, referrer, user_agent)
             kept = [self._text(value, exact) for value in texts]
-            event_id = kept[0]
-            line = _escaped((str(number), given, *kept[:3], occurred_at, received_at or self.now, *kept[3:], properties))
+            event_id, user_agent = kept[0], kept[-1]
+            line = _escaped((str(number), given, *kept[:3], occurred_at, received_at or self.now, *kept[3:], properties)) + "\n"
+        if user_agent:
+            self.user_agents.add(user_agent)
         if not event_id:
             self.repaired["event_id_from_content"] += 1
         if not received_at:
@@ -660,6 +730,7 @@ class _Landing:
         self.schema = schema
         self.properties_max_bytes = properties_max_bytes
         self.now = ""
+        self.known_user_agents: set[str] = set()
 
     def execute(self, query: str, parameters: Sequence[Any] = ()) -> psycopg.Cursor:
         # Never prepared: a plan made while the landing table was small would be kept as it grows.
@@ -683,15 +754,21 @@ class _Landing:
             " like {events} including generated) on commit drop"
         )
         self.execute("alter table staged_events drop column landing_id, drop column landed_xid")
+        # Sorting a block by text costs more than the rest of its comparison, and is what an unanalyzed table gets.
+        self.execute("set local enable_mergejoin = off")
         self.execute("create temporary table landed_events on commit drop as select {columns} from {events} limit 0")
 
-    def write(self, block: _Block, reasons: Counter[str]) -> int:
+    def write(self, block: _Block, source: _Source, reasons: Counter[str]) -> int:
         """Lands a block; returns the rows accepted and counts the rejected ones by reason."""
-        self._stage(block.lines)
+        self._stage(block.copy_text)
+        rejected: list[tuple[int, str, str, str | None]] = [(*row, None) for row in block.rejected]
         judged = self.execute(_TAKE_REJECTED, [self.properties_max_bytes, self.properties_max_bytes]).fetchall()
-        rejected = [(number, reason, None) for number, reason in block.rejected] + judged
-        self._keep_rejected(block, rejected)
-        reasons.update(reason for _, reason, _ in rejected)
+        if judged:
+            raws = pickle.loads(block.raws)
+            rejected += [(number, reason, source.text(raws[number]), org_id) for number, reason, org_id in judged]
+        if rejected:
+            self._keep_rejected(source, rejected)
+            reasons.update(row[1] for row in rejected)
         if block.repaired["event_id_from_content"]:
             self.execute(_MAKE_EVENT_IDS)
         self.execute(_DROP_REPEATED)
@@ -699,31 +776,35 @@ class _Landing:
         if self.execute(_FIND_LANDED).rowcount:
             self.execute(_DROP_LANDED)
         accepted = self.execute(_COUNT_NEW).fetchone()[0]
-        _parse_user_agents(self.connection, self.schema, sql.Identifier("pg_temp", "staged_events"))
+        self._keep_user_agents(block.user_agents)
         self.execute(_LAND)
         return accepted
 
-    def _stage(self, lines: list[str]) -> None:
+    def _stage(self, copy_text: bytes) -> None:
         columns = ", ".join(_COPIED_COLUMNS)
         self.execute("truncate staged_events")
         with self.connection.cursor().copy(f"copy staged_events ({columns}) from stdin (null '')") as copy:
-            for start in range(0, len(lines), 1000):
-                copy.write("\n".join(lines[start : start + 1000]).encode() + b"\n")
+            copy.write(copy_text)
 
-    def _keep_rejected(self, block: _Block, rejected: list[tuple[int, str, str | None]]) -> None:
-        if not rejected:
-            return
-        texts = [block.source.text(block.raws[number]) for number, _, _ in rejected]
+    def _keep_rejected(self, source: _Source, rejected: list[tuple[int, str, str, str | None]]) -> None:
+        numbers, reasons, texts, org_ids = map(list, zip(*rejected, strict=True))
         ids = [md5((reason + text).encode(), usedforsecurity=False).hexdigest()
-               for (_, reason, _), text in zip(rejected, texts, strict=True)]  # fmt: skip
+               for reason, text in zip(reasons, texts, strict=True)]  # fmt: skip
         self.execute(
             "insert into {rejected_rows} (rejection_id, org_id, rejection_reason, raw_row, file_name, line_number)"
             " select id, org, reason, raw, %s, line"
             " from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[])"
             " as rejected (id, org, reason, raw, line) on conflict do nothing",
-            [_storable(block.source.name), ids, [org for _, _, org in rejected],
-             [reason for _, reason, _ in rejected], texts, [number for number, _, _ in rejected]],
-        )  # fmt: skip
+            [_storable(source.name), ids, org_ids, reasons, texts, numbers],
+        )
+
+    def _keep_user_agents(self, texts: set[str]) -> None:
+        texts -= self.known_user_agents
+        if len(self.known_user_agents) > 100_000:  # a bound on memory: asking again is harmless
+            self.known_user_agents.clear()
+        self.known_user_agents |= texts
+        if texts:
+            _parse_user_agents(self.connection, self.schema, "select unnest(%s::text[])", [list(texts)])
 
     def close(self, names: list[str], received: int, accepted: int, rejected: int, duplicate: int) -> int:
         return self.execute(
@@ -800,19 +881,19 @@ insert into {events} ({columns}) select {columns} from staged_events
 
 
 def _parse_user_agents(
-    connection: psycopg.Connection, schema: str, rows: sql.Identifier
+    connection: psycopg.Connection, schema: str, seen: str, parameters: Sequence[Any] = ()
 ) -> int:
-    """Parses the distinct user agents of `rows` that are not known by the current parser version."""
+    """Parses the user agents that the query `seen` gives and that are not known by the current parser version."""
     from orchestration.user_agents import parse_user_agent, parser_version
 
     version = parser_version()
     table = sql.Identifier(schema, "user_agents")
     unknown = connection.execute(
         sql.SQL(
-            "select user_agent from (select distinct user_agent from {} where user_agent is not null) as seen"
-            " where not exists (select from {} where user_agent_id = md5(seen.user_agent) and parser_version = %s)"
-        ).format(rows, table),
-        [version],
+            "select user_agent from ({seen}) as seen (user_agent)"
+            " where not exists (select from {table} where user_agent_id = md5(seen.user_agent) and parser_version = %s)"
+        ).format(seen=sql.SQL(seen), table=table),
+        [*parameters, version],
         prepare=False,
     ).fetchall()
     if not unknown:

@@ -68,7 +68,7 @@ def server() -> Iterator[dict[str, str]]:
 def _template(server: dict[str, str]) -> Iterator[str]:
     _execute(server, "create database {name} template template0 encoding 'UTF8'", name=TEMPLATE)
     try:
-        with _environment(**server, PGDATABASE=TEMPLATE, DATABASE_URL=None):
+        with _environment(**{**server, "PGDATABASE": TEMPLATE}, DATABASE_URL=None):
             dbt.prepare()
         yield TEMPLATE
     finally:

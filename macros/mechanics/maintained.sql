@@ -56,7 +56,7 @@
 {%- set state = maintained_state(feeds, landings) -%}
 {%- set known = state.model is not none and not fresh -%}
 {%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}
-{%- set asks_time = '/* as of */' in sql -%}
+{%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
     positions=state.next, fingerprint=fingerprint, sql=at_this_moment(body)) -%}
@@ -120,7 +120,7 @@
 
 {% macro at_this_moment(sql, previous=none) %}
 {%- set moment = "cast('" ~ as_of_text() ~ "' as timestamptz)" -%}
-{{ return(sql.replace('current_timestamp /* as of */', moment).replace('@previous as of@', "cast('" ~ (previous or as_of_text()) ~ "' as timestamptz)")) }}
+{{ return(sql.replace('current_timestamp /* as of */', moment).replace('@as of@', moment).replace('@previous as of@', "cast('" ~ (previous or as_of_text()) ~ "' as timestamptz)")) }}
 {% endmacro %}
 
 {# The run's as_of as text. #}

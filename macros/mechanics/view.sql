@@ -1,0 +1,29 @@
+{# dbt's view, replaced in place and only when its SQL changed: readers and dependent views keep it.
+   Rights are those of the reader (security_invoker). #}
+{% materialization view, adapter='postgres' %}
+    {%- set relation = this.incorporate(type='view') -%}
+    {%- do run_hooks(pre_hooks) -%}
+    {%- set version = local_md5(sql) -%}
+    {%- set found = run_query("select exists (select from " ~ state_schema() ~ ".model_state where model = 'view " ~ this.identifier ~ "' and fingerprint = '" ~ version ~ "') and to_regclass('" ~ this ~ "') is not null").columns[0].values()[0] -%}
+    {%- if found -%}
+        {% call noop_statement('main', 'UNCHANGED', 'UNCHANGED') %}{{ sql }}{% endcall %}
+    {%- else -%}
+        {% call statement('main') %}
+            select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
+            do $replace$
+            begin
+                execute $view$create or replace view {{ relation }} with (security_invoker = true) as {{ sql }}$view$;
+            exception when invalid_table_definition or feature_not_supported then
+                execute 'drop view {{ relation }} cascade';
+                execute $view$create view {{ relation }} with (security_invoker = true) as {{ sql }}$view$;
+            end $replace$;
+            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
+            values ('view {{ this.identifier }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
+            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of, built_at = excluded.built_at;
+        {% endcall %}
+        {%- do persist_docs(relation, model) -%}
+        {%- do adapter.commit() -%}
+    {%- endif -%}
+    {%- do run_hooks(post_hooks) -%}
+    {{ return({'relations': [relation]}) }}
+{% endmaterialization %}

@@ -24,6 +24,15 @@ def project_dir() -> Path:
     return folder
 
 
+def target_folder() -> Path:
+    """Where dbt writes its artifacts."""
+    return Path(os.environ.get("DBT_TARGET_PATH") or project_dir() / "target")
+
+
+def manifest_path() -> Path:
+    return target_folder() / "manifest.json"
+
+
 def audience_home() -> Path:
     """The embedded server's folder: AUDIENCE_HOME, else .audience in the project."""
     given = os.environ.get("AUDIENCE_HOME")

@@ -1,0 +1,167 @@
+"""The dbt build: one at a time, with progress, and an account of what it changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from orchestration import database, dbt
+from orchestration.errors import CheckFailed, UserError
+from orchestration.load import parse_new_user_agents
+from orchestration.settings import target_folder
+
+LOCK_HELD = "AUDIENCE_BUILD_LOCK"
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What became of one dbt node. rows: rows written or removed, None where that says nothing."""
+
+    name: str
+    kind: str
+    status: str
+    message: str
+    seconds: float
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A finished build. seconds: wall time of dbt, its start-up included."""
+
+    nodes: list[NodeResult]
+    seconds: float
+
+    @property
+    def changed(self) -> list[NodeResult]:
+        return [node for node in self.nodes if node.kind == "model" and node.rows]
+
+    @property
+    def failed(self) -> list[NodeResult]:
+        return [node for node in self.nodes if node.status in ("error", "fail", "runtime error")]
+
+    @property
+    def warned(self) -> list[NodeResult]:
+        return [node for node in self.nodes if node.status == "warn"]
+
+
+def target_schema() -> str:
+    return os.environ.get("AUDIENCE_SCHEMA", "audience")
+
+
+def parse_as_of(text: str) -> str:
+    """The moment as ISO 8601 in UTC; a date is its first instant in UTC.
+
+    Raises UserError for what is not a date or time.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(
+            f"--as-of {text!r} is not a date or time ({error}): give ISO 8601, for example 2026-06-30T02:00:00+02:00."
+        ) from error
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.isoformat()
+
+
+@contextmanager
+def build_lock() -> Iterator[None]:
+    """Holds the database lock of the target schema; a dbt typed by hand finds it taken.
+
+    Raises UserError when another build holds it.
+    """
+    with database.connect(autocommit=True, application_name="audience build") as connection:
+        key = f"audience build {target_schema()}"
+        taken = connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 42))", [key]).fetchone()
+        if not taken[0]:
+            raise UserError(
+                f"Another build of schema {target_schema()} is running: wait for it to end, then run this again."
+            )
+        yield
+
+
+def build(
+    *,
+    as_of: str | None = None,
+    full_refresh: bool = False,
+    select: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> BuildReport:
+    """Runs `dbt build` and reports it.
+
+    as_of: ISO 8601, default the start of the run. progress: called with (done, total, node name).
+    Raises UserError beside another build, CheckFailed when a model or a test failed.
+    """
+    arguments = ["build", "--exclude-resource-type", "unit_test"]
+    if as_of:
+        arguments += ["--vars", json.dumps({"as_of": parse_as_of(as_of)})]
+    if full_refresh:
+        arguments += ["--full-refresh"]
+    if select:
+        arguments += ["--select", select]
+    with build_lock():
+        parse_landed_user_agents()
+        return _run(arguments, progress)
+
+
+def parse_landed_user_agents() -> None:
+    """Parses the user agents of rows that collectors wrote themselves; the loader parses those of files."""
+    with database.connect() as connection:
+        landed = connection.execute("select to_regclass('analytics.user_agents')").fetchone()
+        if landed[0]:
+            parse_new_user_agents(connection)
+
+
+def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None) -> BuildReport:
+    started = datetime.now(UTC)
+    process, lines = dbt.stream(*arguments, variables={LOCK_HELD: "held"})
+    output: list[str] = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            output.append(line.rstrip())
+            continue
+        if event["info"]["level"] == "error":
+            output.append(event["info"]["msg"])
+        data = event.get("data", {})
+        if progress and data.get("total") and event["info"]["name"].startswith("Log") and "Start" not in event["info"]["name"]:
+            progress(data["index"], data["total"], data.get("node_info", {}).get("node_name", ""))
+    process.wait()
+    seconds = (datetime.now(UTC) - started).total_seconds()
+    nodes = _results(started)
+    report = BuildReport(nodes, seconds)
+    if process.returncode or report.failed:
+        details = "\n".join(f"{node.name}: {node.message.strip()}" for node in report.failed)
+        raise CheckFailed(
+            "The build failed; readers keep the last good state of what failed, and the next build completes it.\n"
+            + (details or "\n".join(output[-20:]))
+        )
+    return report
+
+
+def _rows_changed(response: dict) -> int | None:
+    """Rows written or removed by a maintained model; a view or a test writes none."""
+    return response.get("rows_affected") if response.get("code") in ("FULL", "CHANGED") else None
+
+
+def _results(started: datetime) -> list[NodeResult]:
+    path = target_folder() / "run_results.json"
+    if not path.exists() or path.stat().st_mtime < started.timestamp() - 1:
+        return []
+    found = json.loads(path.read_text())["results"]
+    return [
+        NodeResult(
+            name=result["unique_id"].split(".")[2],
+            kind=result["unique_id"].split(".")[0],
+            status=result["status"],
+            message=result.get("message") or "",
+            seconds=result["execution_time"],
+            rows=_rows_changed(result.get("adapter_response") or {}),
+        )
+        for result in found
+    ]

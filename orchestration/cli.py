@@ -1,0 +1,244 @@
+"""The `audience` command: one thin shell over the functions that Dagster calls too.
+
+Exit codes: 0 done, 1 a check failed or differences were found, 2 bad input or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from orchestration.errors import CheckFailed, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Audience Intelligence: who your visitors are, from your own events, in your own PostgreSQL.",
+)
+db_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The embedded PostgreSQL server.")
+app.add_typer(db_app, name="db")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+
+SAMPLE_EVENTS = 60_000
+SAMPLE_SEED = 7
+
+
+def main() -> None:
+    """Runs the command and turns errors into a sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except UserError as error:
+        _complain(str(error), 2)
+    except CheckFailed as error:
+        _complain(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _complain("Interrupted: what was not committed is undone; run the command again.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code or 0)
+
+
+def _complain(message: str, code: int) -> None:
+    print(f"audience: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _reporter():
+    from orchestration import terminal
+
+    return terminal
+
+
+@db_app.command("start", epilog="Example: audience db start")
+def db_start() -> None:
+    """Start the embedded server, if it is not running."""
+    from orchestration import embedded
+    from orchestration.settings import external_server
+
+    if external_server():
+        raise UserError(
+            "The environment names a server of your own (DATABASE_URL or PGHOST), so the embedded one is not "
+            "used: unset it to start the embedded server."
+        )
+    server = embedded.start()
+    print(f"PostgreSQL is running in {server.data}. Connect with: audience db psql")
+
+
+@db_app.command("stop", epilog="Example: audience db stop")
+def db_stop() -> None:
+    """Stop the embedded server after a clean shutdown."""
+    from orchestration import embedded
+
+    print("PostgreSQL has stopped." if embedded.stop() else "PostgreSQL was not running.")
+
+
+@db_app.command("status", epilog="Example: audience db status --json")
+def db_status(as_json: AsJson = False) -> None:
+    """Say which server is in use and whether it runs."""
+    from orchestration import embedded
+    from orchestration.settings import external_server
+
+    external = external_server()
+    running = external is not None or embedded.status() is not None
+    host = external.variables.get("PGHOST", "") if external else str(embedded.data_folder())
+    state = {"server": "external" if external else "embedded", "where": host, "running": running}
+    if as_json:
+        _print_json(state)
+    elif external:
+        print(f"A server of your own is used: {host}.")
+    else:
+        print(f"The embedded server in {host} is {'running' if running else 'stopped'}.")
+
+
+@db_app.command("url", epilog='Example: psql "$(audience db url)"')
+def db_url() -> None:
+    """Print a libpq URL of the server in use; starts the embedded one."""
+    from orchestration import database
+
+    print(database.url())
+
+
+@db_app.command(
+    "psql",
+    epilog='Example: audience db psql -c "select * from audience.audience_overview_daily limit 5"',
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def db_psql(context: typer.Context) -> None:
+    """Open psql on the server in use; further arguments go to psql."""
+    from orchestration import database, embedded
+
+    program = shutil.which("psql") or embedded.binary("psql")
+    os.execve(program, [program, *context.args], database.environment())
+
+
+@app.command(epilog="Example: audience sample --events 60000 --seed 7 --out events/")
+def sample(
+    out: Annotated[Path, typer.Option(help="Folder for the files; made when missing.")],
+    events: Annotated[int, typer.Option(min=1000, help="How many rows, about.")] = SAMPLE_EVENTS,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = SAMPLE_SEED,
+    end: Annotated[str, typer.Option(help="Last day of arrivals, YYYY-MM-DD.")] = "2026-06-30",
+    as_json: AsJson = False,
+) -> None:
+    """Write four months of seeded sample events, in the files a user would load."""
+    from orchestration.sample import write_sample
+
+    try:
+        last = date.fromisoformat(end)
+    except ValueError as error:
+        raise UserError(f"--end {end!r} is not a day ({error}): give YYYY-MM-DD.") from error
+    with _reporter().progress("Writing events", events) as advance:
+        files = write_sample(out, events=events, seed=seed, end=last, progress=advance)
+    if as_json:
+        _print_json([{"path": str(f.path), "rows": f.rows} for f in files])
+    else:
+        print(f"{sum(f.rows for f in files):,} rows in {len(files)} files in {out}. Load them with: audience load {out}")
+
+
+@app.command(epilog="Example: audience load events/*.ndjson.gz tickets.csv orders.parquet")
+def load(files: Annotated[list[Path], typer.Argument(help="Files or folders.")], as_json: AsJson = False) -> None:
+    """Load newline-JSON (plain or .gz), CSV and Parquet files of events; every row is accounted for."""
+    report = _load(files)
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        _reporter().print_load(report)
+
+
+def _load(files: list[Path]):
+    from orchestration.load import load_files
+
+    total = sum(path.stat().st_size for path in files if path.is_file())
+    with _reporter().transfer("Loading", total) as advance:
+        return load_files(files, progress=advance)
+
+
+@app.command(epilog="Example: audience build --as-of 2026-06-30T02:00:00+02:00")
+def build(
+    as_of: Annotated[str | None, typer.Option(help="The moment the answer is for, ISO 8601. Default: now.")] = None,
+    full_refresh: Annotated[bool, typer.Option("--full-refresh", help="Recompute everything; only differences are written.")] = False,
+    select: Annotated[str | None, typer.Option(help="dbt's --select: build a part.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole dbt build: what landed since the last one, in dependency order, with its tests."""
+    report = _build(as_of, full_refresh, select)
+    if as_json:
+        _print_json({"seconds": report.seconds, "nodes": [asdict(node) for node in report.nodes]})
+    else:
+        _reporter().print_build(report)
+
+
+def _build(as_of: str | None = None, full_refresh: bool = False, select: str | None = None):
+    from orchestration.build import build as run_build
+
+    with _reporter().steps("Building") as advance:
+        return run_build(as_of=as_of, full_refresh=full_refresh, select=select, progress=advance)
+
+
+@app.command(epilog="Example: audience demo")
+def demo(events: Annotated[int, typer.Option(min=1000, help="Rows of the sample, about.")] = SAMPLE_EVENTS) -> None:
+    """Everything on the embedded server: sample, load, build, and what the marts say."""
+    from orchestration import database, embedded, summary
+    from orchestration.build import target_schema
+    from orchestration.sample import write_sample
+    from orchestration.settings import audience_home, external_server
+
+    if external_server():
+        raise UserError(
+            "The demo runs on the embedded server, and the environment names another (DATABASE_URL or PGHOST): "
+            "unset it, or load your own events there with audience load."
+        )
+    terminal = _reporter()
+    server = embedded.start()
+    print(f"PostgreSQL is running in {server.data}.")
+    last = date(2026, 6, 30)
+    folder = audience_home() / "sample"
+    with terminal.progress("Writing events", events) as advance:
+        files = write_sample(folder, events=events, seed=SAMPLE_SEED, end=last, progress=advance)
+    terminal.print_load(_load([file.path for file in files]))
+    terminal.print_build(_build(as_of=f"{last + timedelta(days=1)}T12:00:00+00:00"))
+    with database.connect() as connection:
+        for org in summary.orgs(connection, target_schema()):
+            terminal.print_summary(summary.summarize(connection, target_schema(), org, last))
+    terminal.print_next_steps()
+
+
+@app.command(epilog="Example: audience dev --port 3000")
+def dev(port: Annotated[int, typer.Option(help="Port of the Dagster UI on 127.0.0.1.")] = 3000) -> None:
+    """Run the Dagster UI and its daemon until Ctrl-C."""
+    from orchestration import dagster_host
+
+    sys.exit(dagster_host.serve(port))
+
+
+@app.command(epilog="Example: audience dbt test --select audience_customers", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def dbt(context: typer.Context) -> None:
+    """Run any dbt command on the server in use; starts the embedded one."""
+    from orchestration import database
+    from orchestration import dbt as runner
+
+    sys.exit(subprocess.call(runner.command(*context.args), env=database.environment()))
+
+
+if __name__ == "__main__":
+    main()

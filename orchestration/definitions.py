@@ -1,0 +1,14 @@
+"""Everything Dagster sees: the dbt graph as assets, its tests as checks, the nightly job and its schedule."""
+
+import dagster as dg
+
+from orchestration.defs.dbt_graph import audience_dbt_assets, dbt_resource
+from orchestration.defs.schedules import nightly_job, nightly_schedule
+
+defs = dg.Definitions(
+    assets=[audience_dbt_assets],
+    jobs=[nightly_job],
+    schedules=[nightly_schedule],
+    resources={"dbt": dbt_resource},
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,22 @@
+"""The nightly job: everything, at 02:00 in a configured zone."""
+
+import os
+
+import dagster as dg
+
+from orchestration.defs.dbt_graph import audience_dbt_assets
+
+nightly_job = dg.define_asset_job(
+    "nightly",
+    selection=dg.AssetSelection.assets(audience_dbt_assets),
+    description="The whole dbt build, in dependency order.",
+)
+
+nightly_schedule = dg.ScheduleDefinition(
+    name="nightly",
+    job=nightly_job,
+    cron_schedule="0 2 * * *",
+    execution_timezone=os.environ.get("AUDIENCE_SCHEDULE_TIME_ZONE", "UTC"),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night at 02:00 of AUDIENCE_SCHEDULE_TIME_ZONE (default UTC).",
+)

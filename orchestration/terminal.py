@@ -1,0 +1,155 @@
+"""What the command prints for people: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from orchestration.build import BuildReport
+    from orchestration.load import LoadReport
+    from orchestration.summary import Summary
+
+# Wide enough for every table when standard output is a file or a pipe.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` rows; the yielded function takes how many more are done."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=True
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda rows: bar.advance(task, rows)
+
+
+@contextmanager
+def transfer(title: str, total_bytes: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes; the yielded function takes bytes done and rows done."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rows]:,} rows"),
+        TimeElapsedColumn(), console=err, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=total_bytes or None, rows=0)
+        yield lambda done, rows: bar.update(task, completed=done, rows=rows)
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over numbered steps; the yielded function takes done, total and the step's name."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(), console=err, transient=True,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=None, step="dbt is starting")
+        yield lambda done, total, step: bar.update(task, completed=done, total=total, step=step)
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def print_load(report: LoadReport) -> None:
+    """One line that adds up, and the reasons of what was rejected."""
+    out.print(
+        f"Loaded {report.received:,} rows from {len(report.files)} files in {report.seconds:.1f} s: "
+        f"{report.accepted:,} accepted + {report.rejected:,} rejected + {report.duplicate:,} duplicate."
+    )
+    for reason, count in sorted(report.rejected_reasons.items()):
+        out.print(f"  rejected: {reason} {count:,}")
+
+
+def print_build(report: BuildReport) -> None:
+    """What changed, in one line a model, and what the tests said."""
+    changed = sorted(report.changed, key=lambda node: -(node.rows or 0))
+    if changed:
+        rows = [(node.name, f"{node.rows:,}", f"{node.seconds:.1f}") for node in changed]
+        _table("Rows written or removed", ("model", "rows", "seconds"), rows)
+    tests = [node for node in report.nodes if node.kind == "test"]
+    for node in report.warned:
+        out.print(f"  warning: {node.name}: {node.message}")
+    passed = sum(node.status == "pass" for node in tests)
+    summary = f"{len(changed)} models changed" if changed else "nothing new, no row changed"
+    out.print(f"Built in {report.seconds:.1f} s: {summary}; {passed} of {len(tests)} tests passed.")
+
+
+def _change(now: Any, before: Any) -> str:
+    if not before:
+        return "-"
+    change = (float(now) - float(before)) / float(before)
+    return f"{change:+.0%}"
+
+
+def print_summary(summary: Summary) -> None:
+    """The figures of one org: KPIs, channels, devices, cohorts, stages."""
+    out.rule(f"[bold]{summary.org_id}[/bold]  {summary.first} to {summary.last}", align="left")
+    now, before = summary.kpis, summary.previous_kpis
+    formats = {
+        "visitors": "{:,.0f}", "sessions": "{:,.0f}", "checkout_rate": "{:.1%}", "purchase_rate": "{:.1%}",
+        "orders": "{:,.0f}", "buyers": "{:,.0f}", "net_revenue": "{:,.2f}",
+    }  # fmt: skip
+    _table(
+        "Key figures", ("", "this period", "previous", "change"),
+        [(name.replace("_", " "), form.format(now[name]), form.format(before[name]), _change(now[name], before[name]))
+         for name, form in formats.items()],
+    )  # fmt: skip
+    _table(
+        "Channels by net revenue", ("channel", "source / medium", "sessions", "visitors", "buyers", "orders", "net revenue"),
+        [(row["channel"], f"{row['source']} / {row['medium']}", f"{row['sessions']:,}", f"{row['visitors']:,}",
+          f"{row['buyers']:,}", f"{row['orders']:,}", f"{row['net_revenue']:,.2f}") for row in summary.channels],
+        left=2,
+    )  # fmt: skip
+    _table(
+        "Device and network", ("device", "network", "sessions", "purchase rate", "mean page load"),
+        [(row["device_type"], row["network_type"], f"{row['sessions']:,}", f"{row['purchase_rate'] or 0:.1%}",
+          f"{row['mean_page_load_ms'] or 0:,.0f} ms") for row in summary.devices],
+        left=2,
+    )  # fmt: skip
+    print_cohorts(summary)
+    _table(
+        "Customers by lifecycle stage", ("stage", "customers", "net revenue"),
+        [(row["stage"], f"{row['customers']:,}", f"{row['net_revenue']:,.2f}") for row in summary.stages],
+    )  # fmt: skip
+
+
+def print_cohorts(summary: Summary, limit: int = 6) -> None:
+    """Share of each weekly cohort that came back, by week; an unfinished week carries a *."""
+    cohorts: dict[Any, list[dict[str, Any]]] = {}
+    for row in summary.cohorts:
+        cohorts.setdefault(row["cohort_week"], []).append(row)
+    shown = list(cohorts.items())[:limit]
+    weeks = max((len(rows) for _, rows in shown), default=0)
+    lines = []
+    for week, rows in shown:
+        cells = [f"{row['returned_count'] / row['cohort_size']:.0%}{'' if row['is_complete'] else '*'}" for row in rows]
+        lines.append((str(week), f"{rows[0]['cohort_size']:,}", *cells, *[""] * (weeks - len(cells))))
+    _table(
+        f"First {len(shown)} weekly cohorts: share active in week n after the first purchase",
+        ("first purchase", "buyers", *(f"w{week}" for week in range(weeks))), lines,
+    )  # fmt: skip
+
+
+def print_next_steps() -> None:
+    out.print(
+        "[bold]What next[/bold]\n"
+        "  audience db psql                 look into the marts, for example: select * from audience.audience_customers limit 5\n"
+        "  audience load FILE...            load events of your own: docs/event_contract.md\n"
+        "  audience build                   bring the marts up to now; again with nothing new changes nothing\n"
+        "  audience dev                     the Dagster UI: assets, checks and the nightly schedule\n"
+        "  audience db stop                 stop the embedded server\n"
+        "The commands are in .venv/bin. Point them at your own PostgreSQL with DATABASE_URL or PGHOST."
+    )

@@ -54,11 +54,11 @@ from orchestration.settings import project_dir
 
 FORMATS = {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson", ".csv": "csv", ".parquet": "parquet"}
 NEEDED_COLUMNS = ("org_id", "event_type", "occurred_at")
-# One block: what a set-based step takes, and the bound on memory. Larger ones gained nothing.
+# One block: what a set-based step takes, and the bound on memory.
 BLOCK_ROWS = 20_000
 BLOCK_BYTES = 16 << 20
 READ_BYTES = 1 << 20
-# Below this the reading process costs more (its start, 0.5 s) than it saves.
+# Below this the reading process costs more than it saves.
 AHEAD_MIN_BYTES = 4 << 20
 # A longer line is no event but a file without line ends. Its first READ_BYTES are kept as the raw row.
 LINE_MAX_BYTES = 64 << 20
@@ -157,9 +157,7 @@ def parse_new_user_agents(connection: psycopg.Connection) -> int:
     """
     schema = _project_variables()["landing_schema"]
     seen = sql.SQL("select distinct user_agent from {} where user_agent is not null")
-    return _parse_user_agents(
-        connection, schema, seen.format(sql.Identifier(schema, "events")).as_string(connection)
-    )
+    return _parse_user_agents(connection, schema, seen.format(sql.Identifier(schema, "events")).as_string(connection))
 
 
 def _project_variables() -> dict[str, Any]:
@@ -212,9 +210,7 @@ def _blocks_ahead(sources: Sequence[_Source], now: str, properties_max_bytes: in
                 raise block
             yield block
     except (EOFError, pickle.UnpicklingError, BrokenPipeError) as error:
-        raise RuntimeError(
-            f"the process that reads the files ended early with code {reader.wait()}"
-        ) from error
+        raise RuntimeError(f"the process that reads the files ended early with code {reader.wait()}") from error
     finally:
         reader.kill()
         reader.wait()
@@ -222,7 +218,7 @@ def _blocks_ahead(sources: Sequence[_Source], now: str, properties_max_bytes: in
 
 
 def _write_blocks() -> None:
-    """The reading process: its task from standard input, pickled blocks to standard output, then None or a UserError."""
+    """The reading process: its task from standard input, pickled blocks to standard output, then None or UserError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent stops this process
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints must not come between
@@ -273,9 +269,7 @@ def _source(path: Path) -> _Source:
         with open(path, "rb") as stored, _unpacked(stored) as file:
             head = file.read(1 << 16)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}): check the file and its rights."
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file and its rights.") from error
     except (EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
     form = FORMATS.get(_extension(path)) or _sniffed(head)
@@ -285,9 +279,7 @@ def _source(path: Path) -> _Source:
             "with an extension that says which."
         )
     if form != "parquet" and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(
-            f"{path} is UTF-16: convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`."
-        )
+        raise UserError(f"{path} is UTF-16: convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`.")
     source = {"ndjson": _JsonLines, "csv": _Csv, "parquet": _Parquet}[form](path)
     source.check(head)
     return source
@@ -434,9 +426,7 @@ class _Csv(_Source):
             )
         repeated = [name for name, count in Counter(columns).items() if count > 1]
         if repeated:
-            raise UserError(
-                f"{self.path} has the column {repeated[0]!r} twice: rename or remove one of them."
-            )
+            raise UserError(f"{self.path} has the column {repeated[0]!r} twice: rename or remove one of them.")
 
     def rows(self) -> Iterator[tuple[int, list[str], int]]:
         csv.field_size_limit(LINE_MAX_BYTES)
@@ -540,9 +530,7 @@ class _Parquet(_Source):
         return row
 
     def text(self, raw: tuple) -> str:
-        return _storable(
-            json.dumps(dict(zip(self.header, raw, strict=True)), ensure_ascii=False, default=str)
-        )
+        return _storable(json.dumps(dict(zip(self.header, raw, strict=True)), ensure_ascii=False, default=str))
 
 
 def _values(column: Any) -> list[Any]:
@@ -637,7 +625,11 @@ class _Typing:
         self.repairs.clear()
         event_id, org_id, event_type = pop("event_id", None), pop("org_id", None), pop("event_type", None)
         occurred_at, received_at = self._time(pop("occurred_at", None)), self._time(pop("received_at", None))
-        anonymous_id, user_id, session_id = pop("anonymous_id", None), pop("user_id", None), pop("session_id", None)
+        anonymous_id, user_id, session_id = (
+            pop("anonymous_id", None),
+            pop("user_id", None),
+            pop("session_id", None),
+        )
         url, referrer, user_agent = pop("url", None), pop("referrer", None), pop("user_agent", None)
         properties = self._properties(pop("properties", None), row, exact)
         ids = (str(number), "t" if received_at else "f")
@@ -662,7 +654,17 @@ class _Typing:
             line = "\\"
         # Rare, and only then looked at field by field: what COPY must have escaped, blanks, NUL and what is no text.
         if "\\" in line or "\n" in line or "\r" in line or "\0" in line or "\t " in line or line.count("\t") != 13:
-            texts = (event_id, org_id, event_type, anonymous_id, user_id, session_id, url, referrer, user_agent)
+            texts = (
+                event_id,
+                org_id,
+                event_type,
+                anonymous_id,
+                user_id,
+                session_id,
+                url,
+                referrer,
+                user_agent,
+            )
             kept = [self._text(value, exact) for value in texts]
             event_id, user_agent = kept[0], kept[-1]
             line = _escaped((*ids, *kept[:3], *times, *kept[3:], properties))
@@ -734,8 +736,7 @@ def _escaped(fields: Sequence[str]) -> str:
     if _NUL_ESCAPE.search(fields[-1]) or any("\0" in value for value in fields):
         raise _Rejected("nul_character")
     return "\t".join(
-        value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-        for value in fields
+        value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r") for value in fields
     )
 
 
@@ -776,22 +777,16 @@ class _Landing:
         self.execute("alter table staged_events drop column landing_id, drop column landed_xid")
         # Sorting a block by text costs more than the rest of its comparison, and is what an unanalyzed table gets.
         self.execute("set local enable_mergejoin = off")
-        self.execute(
-            "create temporary table landed_events on commit drop as select {columns} from {events} limit 0"
-        )
+        self.execute("create temporary table landed_events on commit drop as select {columns} from {events} limit 0")
 
     def write(self, block: _Block, source: _Source, reasons: Counter[str]) -> int:
         """Lands a block; returns the rows accepted and counts the rejected ones by reason."""
         self._stage(block.copy_text)
         rejected: list[tuple[int, str, str, str | None]] = [(*row, None) for row in block.rejected]
-        judged = self.execute(
-            _TAKE_REJECTED, [self.properties_max_bytes, self.properties_max_bytes]
-        ).fetchall()
+        judged = self.execute(_TAKE_REJECTED, [self.properties_max_bytes, self.properties_max_bytes]).fetchall()
         if judged:
             raws = pickle.loads(block.raws)
-            rejected += [
-                (number, reason, source.text(raws[number]), org_id) for number, reason, org_id in judged
-            ]
+            rejected += [(number, reason, source.text(raws[number]), org_id) for number, reason, org_id in judged]
         if rejected:
             self._keep_rejected(source, rejected)
             reasons.update(row[1] for row in rejected)
@@ -906,9 +901,7 @@ insert into {events} ({columns}) select {columns} from staged_events
 """
 
 
-def _parse_user_agents(
-    connection: psycopg.Connection, schema: str, seen: str, parameters: Sequence[Any] = ()
-) -> int:
+def _parse_user_agents(connection: psycopg.Connection, schema: str, seen: str, parameters: Sequence[Any] = ()) -> int:
     """Parses the user agents that the query `seen` gives and that are not known by the current parser version."""
     from orchestration.user_agents import parse_user_agent, parser_version
 

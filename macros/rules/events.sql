@@ -1,16 +1,8 @@
-{# True when `earlier` is the delivery that counts rather than `later`: the earliest received of an event's
-   deliveries; ties by content, never by arrival. #}
-{% macro is_counted_before(earlier, later) -%}
-{{ earlier }}.org_id = {{ later }}.org_id
-        and {{ earlier }}.event_id = {{ later }}.event_id
-        and {{ earlier }}.landing_id <> {{ later }}.landing_id
-        and ({{ earlier }}.received_at < {{ later }}.received_at
-            or ({{ earlier }}.received_at = {{ later }}.received_at
-                and ({{ event_content(earlier) }}, {{ earlier }}.landing_id) < ({{ event_content(later) }}, {{ later }}.landing_id)))
-{%- endmacro %}
-
-{% macro event_content(event) -%}
-md5(cast(row({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties) as text))
+{# The order of an event's deliveries: the first counts. The earliest received; ties by content, never by arrival. #}
+{% macro delivery_order(event) -%}
+{{ event }}.received_at,
+            md5(cast(row({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties) as text)),
+            {{ event }}.landing_id
 {%- endmacro %}
 
 
@@ -34,13 +26,13 @@ nullif(left(lower(btrim({{ text }})), {{ var('label_max_characters') }}), '')
 
 {# A campaign parameter: from the properties, else from the url's query. #}
 {% macro campaign_parameter(name) -%}
-coalesce(properties ->> '{{ name }}', case when url like '%{{ name }}=%' then {{ var('landing_schema') }}.url_parameter(url, '{{ name }}') end)
+coalesce(nullif(properties ->> '{{ name }}', ''), case when url like '%{{ name }}=%' then {{ var('landing_schema') }}.url_parameter(url, '{{ name }}') end)
 {%- endmacro %}
 
 
 {# The host of a url without port, credentials and leading www; null when there is none. #}
 {% macro url_host(url) -%}
-nullif(split_part(split_part(split_part(split_part(split_part(replace(lower({{ url }}), '://www.', '://'), '://', 2), '/', 1), '?', 1), '#', 1), ':', 1), '')
+nullif(split_part(split_part(split_part(split_part(split_part(split_part(replace(lower({{ url }}), '://www.', '://'), '://', 2), '/', 1), '?', 1), '#', 1), '@', -1), ':', 1), '')
 {%- endmacro %}
 
 {# The parent domain of a host, or null at two labels. #}
@@ -57,4 +49,30 @@ case when {{ host }} like '%.%.%' then substr({{ host }}, strpos({{ host }}, '.'
 {# The calendar day of a moment in the organisation's time zone. #}
 {% macro local_date(moment, time_zone) -%}
 cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_zone") }}') as date)
+{%- endmacro %}
+
+
+{# A small seed as one row with one JSON object, to be cross joined: a look-up whose size the planner cannot misjudge,
+   and that parallel workers may do (scalar subqueries keep a plan serial). #}
+{% macro lookup(name, relation, key, value, where='true') -%}
+(select coalesce(jsonb_object_agg({{ key }}, {{ value }}), '{}') as {{ name }} from {{ relation }} where {{ where }}) as {{ name }}_lookup
+{%- endmacro %}
+
+
+{# Ends a step: what it computes is computed once, although later steps use it several times. #}
+{% macro computed_once() -%}offset 0{%- endmacro %}
+
+
+{# An event's canonical type: the org's own row of the taxonomy, else everybody's; types that it does not list are kept.
+   Beside it: cross join taxonomy_lookup(). #}
+{% macro canonical_event_type(event) -%}
+coalesce(
+            taxonomy ->> ({{ event }}.org_id || ' ' || lower(btrim({{ event }}.event_type))),
+            taxonomy ->> ('* ' || lower(btrim({{ event }}.event_type))),
+            lower(btrim({{ event }}.event_type))
+        )
+{%- endmacro %}
+
+{% macro taxonomy_lookup() -%}
+{{ lookup('taxonomy', ref('event_taxonomy'), "org_id || ' ' || source_event_type", 'event_type') }}
 {%- endmacro %}

@@ -8,40 +8,34 @@ select org_id, event_id from {{ landed('events') }} as landed where rejection_re
 union all
 select org_id, event_id from {{ landed('events_removed') }} as removed
 {% endcall %}
-with events as (
+with events as not materialized (
     select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
 ),
-taxonomy as (
-    select * from {{ ref('event_taxonomy') }}
+candidates as (
+    select distinct org_id, event_id
+    from events
+    where lower(btrim(event_type)) in (select source_event_type from {{ ref('event_taxonomy') }} where event_type = 'consent')
 ),
-states as (
-    select * from {{ ref('consent_states') }}
-),
-statements as (
+deliveries as (
     select
         events.*,
-        lower(btrim(events.properties ->> 'consent')) as consent_state
+        row_number() over (partition by events.org_id, events.event_id order by {{ delivery_order('events') }}) as delivery_number
     from events
-    left join taxonomy as org_type on org_type.org_id = events.org_id and org_type.source_event_type = lower(btrim(events.event_type))
-    left join taxonomy as any_type on any_type.org_id = '*' and any_type.source_event_type = lower(btrim(events.event_type))
-    where coalesce(org_type.event_type, any_type.event_type) = 'consent'
+    join candidates on candidates.org_id = events.org_id and candidates.event_id = events.event_id
 ),
 final as (
     select
-        statements.org_id,
-        statements.event_id,
-        nullif(btrim(statements.anonymous_id), '') as anonymous_id,
-        nullif(btrim(statements.user_id), '') as user_id,
-        statements.consent_state,
-        coalesce(states.is_opted_out, false) as is_opted_out,
-        coalesce(states.is_consented, false) as is_consented,
-        statements.occurred_at
-    from statements
-    left join states on states.consent_state = statements.consent_state
-    where statements.consent_state is not null
-        and not exists (
-            select from {{ ref('stg_events') }} as earlier
-            where {{ is_counted_before('earlier', 'statements') }}
-        )
+        deliveries.org_id,
+        deliveries.event_id,
+        nullif(btrim(deliveries.anonymous_id), '') as anonymous_id,
+        nullif(btrim(deliveries.user_id), '') as user_id,
+        states.consent_state,
+        states.is_opted_out,
+        states.is_consented,
+        deliveries.occurred_at
+    from deliveries
+    cross join {{ taxonomy_lookup() }}
+    join {{ ref('consent_states') }} as states on states.consent_state = lower(btrim(deliveries.properties ->> 'consent'))
+    where delivery_number = 1 and {{ canonical_event_type('deliveries') }} = 'consent'
 )
 select * from final

@@ -1,13 +1,16 @@
--- One row per org and event: the delivery that counts, with its canonical type and the organisation's settings.
+-- One row per org and event: the delivery that counts, with its canonical type and what url and properties say.
 {{ config(materialized='ephemeral') }}
-with deliveries as (
+with deliveries as not materialized (
     select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
 ),
-taxonomy as (
-    select * from {{ ref('event_taxonomy') }}
+repeated as (
+    select org_id, event_id from deliveries group by org_id, event_id having count(*) > 1
 ),
-orgs as (
-    select * from {{ ref('orgs') }}
+superseded as (
+    select unnest((array_agg(deliveries.landing_id order by {{ delivery_order('deliveries') }}))[2:]) as landing_id
+    from deliveries
+    join repeated on repeated.org_id = deliveries.org_id and repeated.event_id = deliveries.event_id
+    group by deliveries.org_id, deliveries.event_id
 ),
 final as (
     select
@@ -15,7 +18,7 @@ final as (
         deliveries.event_id,
         deliveries.org_id,
         lower(btrim(deliveries.event_type)) as source_event_type,
-        coalesce(org_type.event_type, any_type.event_type, lower(btrim(deliveries.event_type))) as event_type,
+        {{ canonical_event_type('deliveries') }} as event_type,
         nullif(btrim(deliveries.anonymous_id), '') as anonymous_id,
         nullif(btrim(deliveries.user_id), '') as user_id,
         nullif(btrim(deliveries.session_id), '') as source_session_id,
@@ -33,12 +36,9 @@ final as (
         deliveries.occurred_at,
         deliveries.received_at
     from deliveries
-    left join taxonomy as org_type on org_type.org_id = deliveries.org_id and org_type.source_event_type = lower(btrim(deliveries.event_type))
-    left join taxonomy as any_type on any_type.org_id = '*' and any_type.source_event_type = lower(btrim(deliveries.event_type))
-    left join orgs on orgs.org_id = deliveries.org_id
-    where not exists (
-        select from {{ ref('stg_events') }} as earlier
-        where {{ is_counted_before('earlier', 'deliveries') }}
-    )
+    cross join {{ taxonomy_lookup() }}
+    left join {{ ref('orgs') }} as orgs on orgs.org_id = deliveries.org_id
+    where not exists (select from superseded where superseded.landing_id = deliveries.landing_id)
+    {{ computed_once() }}
 )
 select * from final

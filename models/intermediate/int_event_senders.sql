@@ -3,22 +3,34 @@
 {{ config(materialized='ephemeral') }}
 with events as (
     select
-        *,
+        campaigns.*,
         {{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }} as is_do_not_track,
         lower(btrim(properties ->> 'consent')) as own_consent_state,
         lower(coalesce(properties ->> 'network_type', properties ->> 'connection_type')) as connection_type,
         lower(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType')) as effective_type,
-        properties ?| (select array_agg(distinct substr(field, 12)) from {{ ref('internal_traffic') }} where field like 'properties.%')
-            or host ~* (select string_agg(pattern, '|') from {{ ref('internal_traffic') }} where field = 'host') as may_be_internal
-    from {{ ref('int_event_campaigns') }}
+        case
+            when properties ?| internal_properties
+                or host ~* internal_hosts
+                then (
+                    select min(rules.reason)
+                    from {{ ref('internal_traffic') }} as rules
+                    where rules.org_id in ('*', campaigns.org_id)
+                        and case when rules.field = 'host' then host else properties ->> substr(rules.field, 12) end ~* rules.pattern
+                )
+        end as internal_reason
+    from {{ ref('int_event_campaigns') }} as campaigns
+    cross join (
+        select
+            array_agg(distinct substr(field, 12)) filter (where field like 'properties.%') as internal_properties,
+            string_agg(pattern, '|') filter (where field = 'host') as internal_hosts
+        from {{ ref('internal_traffic') }}
+    ) as internal_rules
+    {{ computed_once() }}
 ),
 agents as (
     select * from {{ source('landing', 'user_agents') }}
 ),
-networks as (
-    select * from {{ ref('network_types') }}
-),
-consents as (
+consents as not materialized (
     select * from {{ ref('int_consents') }}
 ),
 final as (
@@ -27,21 +39,17 @@ final as (
         coalesce(nullif(agents.device_type, 'unknown'), nullif(lower(btrim(properties ->> 'device_type')), ''), 'unknown') as device_type,
         coalesce(nullif(agents.os, 'unknown'), nullif(btrim(properties ->> 'os'), ''), 'unknown') as os,
         coalesce(nullif(agents.browser, 'unknown'), nullif(btrim(properties ->> 'browser'), ''), 'unknown') as browser,
-        case
-            when coalesce(connection.yields_to_effective_type, true) then coalesce(effective.network_type, connection.network_type, 'unknown')
-            else connection.network_type
-        end as network_type,
+        coalesce(decisive_networks ->> connection_type, networks ->> effective_type, networks ->> connection_type, 'unknown') as network_type,
         case when agents.user_agent_id is null then events.user_agent_id end as pending_user_agent_id,
         coalesce(agents.is_bot, false) as is_bot,
         agents.bot_reason,
-        internal.reason as internal_reason,
-        coalesce(own.consent_state, latest.consent_state) as consent_state,
-        is_do_not_track or coalesce(own.is_opted_out, latest.is_opted_out, false) as is_opted_out
+        case when opt_outs ? own_consent_state then own_consent_state else latest.consent_state end as consent_state,
+        is_do_not_track or coalesce(cast(opt_outs ->> own_consent_state as boolean), latest.is_opted_out, false) as is_opted_out
     from events
+    cross join {{ lookup('networks', ref('network_types'), 'raw_type', 'network_type') }}
+    cross join {{ lookup('decisive_networks', ref('network_types'), 'raw_type', 'network_type', 'not yields_to_effective_type') }}
+    cross join {{ lookup('opt_outs', ref('consent_states'), 'consent_state', 'is_opted_out') }}
     left join agents on agents.user_agent_id = events.user_agent_id
-    left join networks as connection on connection.raw_type = events.connection_type
-    left join networks as effective on effective.raw_type = events.effective_type
-    left join {{ ref('consent_states') }} as own on own.consent_state = events.own_consent_state
     left join consents as of_device
         on of_device.org_id = events.org_id and of_device.sender_type = 'device' and of_device.sender_id = events.anonymous_id
         and events.occurred_at >= of_device.valid_from and events.occurred_at < of_device.valid_to
@@ -53,12 +61,5 @@ final as (
             case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.consent_state else of_user.consent_state end as consent_state,
             case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.is_opted_out else of_user.is_opted_out end as is_opted_out
     ) as latest on true
-    left join lateral (
-        select min(reason) as reason
-        from {{ ref('internal_traffic') }} as rules
-        where events.may_be_internal
-            and rules.org_id in ('*', events.org_id)
-            and case when rules.field = 'host' then events.host else events.properties ->> substr(rules.field, 12) end ~* rules.pattern
-    ) as internal on true
 )
 select * from final

@@ -62,7 +62,7 @@ final as (
             else round(value_amount * rates.rate, 2)
         end as amount,
         is_refund,
-        source_currency <> org_currency and rates.rate is null and revenue_amount is not null as is_rate_missing,
+        source_currency <> org_currency and rates.rate is null and value_amount is not null as is_rate_missing,
         event_date,
         occurred_at,
         received_at

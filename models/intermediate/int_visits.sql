@@ -25,7 +25,7 @@ with visits as (
         visitor_id,
         event_date,
         min(event_id) filter (where occurred_at = session_started_at) as started_by_event_id,
-        {{ first_known_together('source, medium, campaign', 'has_touch') }} as touch,
+        {{ first_known_together('source, medium, campaign, event_id', 'has_touch') }} as touch,
         {{ first_known_together('device_type, os, browser', "device_type <> 'unknown'") }} as device,
         {{ first_known('network_type', "network_type <> 'unknown'") }} as network_type,
         {{ last_known('network_type', "network_type <> 'unknown'") }} as last_network_type,
@@ -50,7 +50,7 @@ sessions as (
     select
         *,
         min(started_by_event_id) over session as first_event_id,
-        first_value(touch) over (session order by touched_at, visitor_id) as session_touch,
+        first_value(touch) over (session order by touched_at, touch[1][4]) as session_touch,
         first_value(device) over (session order by device is null, first_event_at, visitor_id) as session_device,
         first_value(network_type) over (session order by network_type is null, first_event_at, visitor_id) as session_network,
         max(last_event_at) over session as session_ended_at,

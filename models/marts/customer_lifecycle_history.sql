@@ -10,7 +10,7 @@ with visits as (
         org_id,
         visitor_id,
         first_event_at,
-        last_event_at,
+        max(last_event_at) over visitor as last_event_at,
         cast(row_number() over (partition by org_id, visitor_id, session_id order by first_event_at) = 1 as integer) as joined_sessions_count,
         coalesce(lead(first_event_at) over visitor, {{ as_of() }}) as next_event_at,
         count(*) over (partition by org_id, visitor_id) as visits_count

@@ -53,10 +53,7 @@ def query(statement: str) -> list[tuple]:
 def everything() -> list[list[tuple]]:
     """Every column of every row of the tables that a repeated load must not change."""
     tables = ("events", "rejected_rows", "user_agents", "events_removed")
-    return [
-        query(f"select t::text, xmin::text, ctid::text from analytics.{table} as t order by 1")
-        for table in tables
-    ]
+    return [query(f"select t::text, xmin::text, ctid::text from analytics.{table} as t order by 1") for table in tables]
 
 
 def counts(report: LoadReport) -> tuple[int, int, int, int]:
@@ -89,7 +86,8 @@ BAD_ROWS: list[tuple[str, dict[str, Any] | str | bytes]] = [
         ("unparsable_time", event(occurred_at=moment))
         for moment in (
             1751364000000, "1751364000000", 1751364000.5, "now", "infinity", "-infinity", "0044-03-15 BC", "yesterday",
-            "2025-02-30T00:00:00Z", "20250701T100000Z", "2025-W99-2T10:00:00Z", "2025-07-01x10:00:00Z", "0001-01-01T00:00:00+10:00", True, {},
+            "2025-02-30T00:00:00Z", "20250701T100000Z", "2025-W99-2T10:00:00Z", "2025-07-01x10:00:00Z",
+            "0001-01-01T00:00:00+10:00", True, {},
         )
     ),
     ("unparsable_time", event(received_at="soon")),
@@ -120,9 +118,7 @@ def test_each_bad_row_is_kept_with_its_reason_and_the_others_go_in(tmp_path):
     path = lines(tmp_path / "mixed.ndjson", *rows)
     report = load_files([path])
     assert counts(report) == (2 * len(BAD_ROWS), len(BAD_ROWS), len(BAD_ROWS), 0)
-    kept = query(
-        "select line_number, rejection_reason, raw_row, file_name from analytics.rejected_rows order by 1"
-    )
+    kept = query("select line_number, rejection_reason, raw_row, file_name from analytics.rejected_rows order by 1")
     assert [(line, reason) for line, reason, _, _ in kept] == [
         (2 * number + 2, reason) for number, (reason, _) in enumerate(BAD_ROWS)
     ]
@@ -145,9 +141,7 @@ def test_a_corrected_row_is_accepted(tmp_path):
 
 
 def test_a_very_long_line_is_one_rejected_row(tmp_path):
-    path = lines(
-        tmp_path / "long.ndjson", event("a"), event("b", properties={"a": "x" * 20_000_000}), event("c")
-    )
+    path = lines(tmp_path / "long.ndjson", event("a"), event("b", properties={"a": "x" * 20_000_000}), event("c"))
     report = load_files([path])
     assert counts(report) == (3, 2, 1, 0) and report.rejected_reasons == {"properties_too_large": 1}
     assert query("select length(raw_row) > 20000000 from analytics.rejected_rows") == [(True,)]
@@ -175,7 +169,8 @@ def test_good_values_arrive_as_they_are(tmp_path):
             received_at=None,
             nested={"b": [1]},
         ),
-        '{"event_id":"o","org_id":"org","event_type":"purchase","occurred_at":"2025-07-01","properties":{"order_id":9007199254740993123456,"x":1.5}}',
+        '{"event_id":"o","org_id":"org","event_type":"purchase","occurred_at":"2025-07-01",'
+        '"properties":{"order_id":9007199254740993123456,"x":1.5}}',
         event("zones", occurred_at="2025-07-01T23:30:00.123456789+20:30", received_at="2025-07-01 10:00"),
         "",
     )
@@ -210,8 +205,8 @@ def test_a_row_without_event_id_has_one_id_whichever_way_it_comes(tmp_path):
 
 
 def test_the_same_file_twice_changes_nothing(tmp_path):
-    rows = [event(f"e{i % 90}", properties={"n": i % 95}, received_at=None if i % 3 else f"2025-07-02T00:00:{i % 50:02}Z")
-            for i in range(300)]  # fmt: skip
+    moments = [None if i % 3 else f"2025-07-02T00:00:{i % 50:02}Z" for i in range(300)]
+    rows = [event(f"e{i % 90}", properties={"n": i % 95}, received_at=moments[i]) for i in range(300)]
     rows += [event(None, received_at=None, url=str(i % 20)) for i in range(60)]
     path = lines(tmp_path / "a.ndjson", *rows)
     assert load_files([path]).accepted == 90 + 20
@@ -239,9 +234,7 @@ def test_repeats_of_an_event_count_as_duplicates(tmp_path):
 
 
 def test_order_and_batches_do_not_matter(tmp_path, monkeypatch):
-    deliveries = [event("e", received_at=f"2025-07-01T1{hour}:00:00Z") for hour in (1, 2, 3)] + [
-        event("e", url="x")
-    ]
+    deliveries = [event("e", received_at=f"2025-07-01T1{hour}:00:00Z") for hour in (1, 2, 3)] + [event("e", url="x")]
     found = []
     for order in list(permutations(deliveries))[::6]:
         for rows_per_block in (1, 3, 100):
@@ -336,16 +329,10 @@ def test_parquet_numbers_that_json_does_not_have(tmp_path):
 
 
 def test_formats_agree(tmp_path):
-    rows = [
-        event(f"e{i}", properties={"n": i, "s": f"{i}"}, user_id=f"u{i}" if i % 2 else None)
-        for i in range(50)
-    ]
+    rows = [event(f"e{i}", properties={"n": i, "s": f"{i}"}, user_id=f"u{i}" if i % 2 else None) for i in range(50)]
     columns = [*event(), "user_id"]
     as_csv(tmp_path / "a.csv", rows, columns)
-    texts = [
-        {**{name: row.get(name) for name in columns}, "properties": json.dumps(row["properties"])}
-        for row in rows
-    ]
+    texts = [{**{name: row.get(name) for name in columns}, "properties": json.dumps(row["properties"])} for row in rows]
     pq.write_table(pa.Table.from_pylist(texts), tmp_path / "a.parquet")
     lines(tmp_path / "a.jsonl", *rows)
     (tmp_path / "no_extension").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
@@ -379,9 +366,7 @@ def unreadable(folder: Path) -> dict[str, list[Path]]:
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     pq.write_table(pa.table({"a": [1]}), folder / "columns.parquet")
-    return {name: [good, folder / name] for name in [*bad, "columns.parquet", "missing.csv", "empty"]} | {
-        "none": []
-    }
+    return {name: [good, folder / name] for name in [*bad, "columns.parquet", "missing.csv", "empty"]} | {"none": []}
 
 
 def test_files_that_cannot_be_loaded_write_nothing(tmp_path, monkeypatch):
@@ -401,9 +386,7 @@ def test_a_reading_process_gives_the_same(tmp_path, monkeypatch):
     lines(tmp_path / "b.ndjson", event("last"))
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(load, "AHEAD_MIN_BYTES", 0)
-    report = load_files(
-        [path, tmp_path / "b.ndjson"], progress=lambda size, count: seen.append((size, count))
-    )
+    report = load_files([path, tmp_path / "b.ndjson"], progress=lambda size, count: seen.append((size, count)))
     assert counts(report) == (501, 73, 428, 0)
     assert seen[-1] == (sum(p.stat().st_size for p in tmp_path.iterdir()), 501)
     before = everything()
@@ -444,9 +427,7 @@ def test_memory_is_flat(tmp_path):
 
 
 def test_user_agents_are_parsed_once(tmp_path, monkeypatch):
-    path = lines(
-        tmp_path / "a.ndjson", *(event(f"e{i}", user_agent=[FIREFOX, "curl/8.0"][i % 2]) for i in range(4))
-    )
+    path = lines(tmp_path / "a.ndjson", *(event(f"e{i}", user_agent=[FIREFOX, "curl/8.0"][i % 2]) for i in range(4)))
     load_files([path])
     known = query(
         "select user_agent_id = md5(user_agent), user_agent, device_type, os from analytics.user_agents order by 2"

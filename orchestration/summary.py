@@ -49,7 +49,7 @@ order by net_revenue desc, sessions desc limit 8
 DEVICES = """
 select device_type, network_type, sum(sessions_count) as sessions, sum(purchase_sessions_count) as purchase_sessions,
     sum(purchase_sessions_count)::numeric / nullif(sum(sessions_count), 0) as purchase_rate,
-    sum(page_load_ms)::numeric / nullif(sum(page_loads_count), 0) as mean_page_load_ms
+    sum(page_load_total_ms)::numeric / nullif(sum(page_loads_count), 0) as mean_page_load_ms
 from {schema}.device_network_daily
 where org_id = %(org)s and event_date between %(first)s and %(last)s and device_type <> '(unattributed)'
 group by device_type, network_type

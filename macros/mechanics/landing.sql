@@ -21,8 +21,8 @@ create table if not exists {{ landing }}.events (
     rejection_reason text generated always as ({{ rejection_reason() }}) stored
 );
 create index if not exists events_event on {{ landing }}.events using hash (event_id);
-create index if not exists events_device on {{ landing }}.events using hash (anonymous_id) where anonymous_id is not null;
-create index if not exists events_user on {{ landing }}.events using hash (user_id) where user_id is not null;
+create index if not exists events_device on {{ landing }}.events (anonymous_id) where anonymous_id is not null and rejection_reason is null;
+create index if not exists events_user on {{ landing }}.events (user_id) where user_id is not null and rejection_reason is null;
 create index if not exists events_landed on {{ landing }}.events (landed_xid);
 create index if not exists events_received on {{ landing }}.events using brin (received_at);
 create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
@@ -77,6 +77,21 @@ create table if not exists {{ landing }}.loads (
     constraint loads_conserve check (received_count = accepted_count + rejected_count + duplicate_count)
 );
 
+-- How far the runner has read a landing table, as the transaction that it has to look at first.
+create table if not exists {{ landing }}.runner_state (
+    name text primary key,
+    position bigint not null
+);
+
+-- The id of a row that came without one. An array, because joined texts would not tell a null from the next column.
+create or replace function {{ landing }}.event_id_of(
+    org_id text, event_type text, occurred_at timestamptz, anonymous_id text, user_id text, session_id text, url text,
+    referrer text, user_agent text, properties jsonb
+) returns text language sql stable parallel safe as $$
+    select md5(cast(jsonb_build_array(org_id, event_type, extract(epoch from occurred_at), anonymous_id, user_id,
+        session_id, url, referrer, user_agent, properties) as text))
+$$;
+
 create or replace function {{ landing }}.repair_event() returns trigger language plpgsql as $$
 begin
     new.received_at := case when {{ is_usable_receipt('new.received_at') }} then new.received_at else now() end;
@@ -86,9 +101,9 @@ begin
         on conflict do nothing;
         return null;
     end if;
-    new.event_id := coalesce(nullif(btrim(new.event_id), ''), md5(concat_ws('|', new.org_id, new.event_type,
-        extract(epoch from new.occurred_at), new.anonymous_id, new.user_id, new.session_id, new.url, new.referrer,
-        new.user_agent, new.properties)));
+    new.event_id := coalesce(nullif(btrim(new.event_id), ''), {{ landing }}.event_id_of(new.org_id, new.event_type,
+        new.occurred_at, new.anonymous_id, new.user_id, new.session_id, new.url, new.referrer, new.user_agent,
+        new.properties));
     return new;
 end $$;
 create or replace trigger events_repair before insert on {{ landing }}.events for each row
@@ -110,7 +125,9 @@ begin
         insert into {{ landing }}.events_removed default values;
     else
         insert into {{ landing }}.events_removed (org_id, event_id, received_at)
-        select org_id, event_id, received_at from removed where event_id is not null;
+        select org_id, event_id, received_at from removed
+        -- what the same transaction landed, nobody has seen
+        where event_id is not null and landed_xid <> pg_current_xact_id();
     end if;
     return null;
 end $$;
@@ -141,12 +158,12 @@ case
     when not isfinite(occurred_at) then 'time_not_finite'
     when occurred_at < timestamptz '{{ var("earliest_event_date") }} 00:00:00+00' then 'time_too_early'
     when occurred_at - received_at > interval '{{ var("future_tolerance_hours") }} hours' then 'time_in_future'
-    when greatest(length(org_id), length(event_id), length(event_type), length(anonymous_id), length(user_id), length(properties ->> 'order_id'))
-        > {{ var('identifier_max_characters') }} then 'identifier_too_long'
+    when greatest(octet_length(org_id), octet_length(event_id), octet_length(event_type), octet_length(anonymous_id), octet_length(user_id))
+        > {{ var('identifier_max_bytes') }} then 'identifier_too_long'
     when jsonb_typeof(properties) <> 'object' then 'properties_not_an_object'
-    when properties ->> 'revenue' is null then null
+    when properties ->> 'revenue' is null or properties ->> 'revenue' = '' then null
     when properties ->> 'revenue' ~ '^\s*-' then 'negative_revenue'
-    when properties ->> 'revenue' !~ '^\s*\+?[0-9]{1,13}(\.[0-9]+)?\s*$' then 'invalid_revenue'
+    when properties ->> 'revenue' !~ '^\s*\+?[0-9]{1,11}(\.[0-9]+)?\s*$' then 'invalid_revenue'
 end
 {% endmacro %}
 
@@ -164,17 +181,19 @@ begin
             when part ~ '^%..$' then decode(substr(part, 2), 'hex')
             else convert_to(part, 'UTF8') end;
     end loop;
-    if position('\x00'::bytea in bytes) > 0 then
-        return encoded;
+    -- Only text that PostgreSQL can hold: UTF-8 without NUL, told from its bytes, because an exception handler
+    -- would keep a query from running in parallel.
+    if encode(bytes, 'hex') ~ ('^(0[1-9a-f]|[1-7][0-9a-f]|(c[2-9a-f]|d[0-9a-f])[89ab][0-9a-f]|e0[ab][0-9a-f][89ab][0-9a-f]'
+        || '|(e[1-9abcef])([89ab][0-9a-f]){2}|ed[89][0-9a-f][89ab][0-9a-f]|f0[9ab][0-9a-f]([89ab][0-9a-f]){2}'
+        || '|f[1-3]([89ab][0-9a-f]){3}|f48[0-9a-f]([89ab][0-9a-f]){2})*$') then
+        return convert_from(bytes, 'UTF8');
     end if;
-    return convert_from(bytes, 'UTF8');
-exception when character_not_in_repertoire or untranslatable_character then
     return encoded;
 end $$;
 
 create or replace function {{ schema }}.url_parameter(url text, parameter text) returns text
 language sql immutable strict parallel safe as $$
     select case when value like '%\%%' or value like '%+%' then {{ schema }}.url_decode(value) else value end
-    from (select nullif(substring(url from '[?&]' || parameter || '=([^&#]*)'), '') as value) as found
+    from (select nullif(substring(url from '(?i)[?&]' || parameter || '=([^&#]*)'), '') as value) as found
 $$;
 {% endmacro %}

@@ -31,6 +31,7 @@
         {%- do run_audits(plan) -%}
         {%- do record_state(plan) -%}
     {%- endif -%}
+    {%- do keep_documented(target_relation, plan.documentation) -%}
 
     {%- do run_hooks(post_hooks) -%}
     {% call noop_statement('main', plan.mode ~ ' ' ~ changed, plan.mode, changed) %}
@@ -59,7 +60,7 @@
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
-    positions=state.next, fingerprint=fingerprint, sql=at_this_moment(body)) -%}
+    positions=state.next, fingerprint=fingerprint, documentation=state.model.documentation if state.model else none, sql=at_this_moment(body)) -%}
 
 {%- if not full and not idle -%}
     {%- set ns = namespace(scope=at_this_moment(scope_sql, state.model.as_of)) -%}
@@ -139,7 +140,11 @@
 {% macro rule_parts(id, parts) %}
 {%- set node = graph.nodes.get(id) -%}
 {%- if node and node.resource_type == 'seed' -%}
-    {%- do parts.append(node.name ~ ':' ~ seed_version(node.name)) -%}
+    {%- do parts.append(node.name ~ ':' ~ recorded_fingerprint('seed ' ~ node.name)) -%}
+{%- elif node and node.resource_type == 'model' and node.config.materialized == 'ephemeral' -%}
+    {%- for parent in node.depends_on.nodes -%}{%- do rule_parts(parent, parts) -%}{%- endfor -%}
+{%- elif node and node.resource_type == 'model' and node.config.get('lookup') -%}
+    {%- do parts.append(node.name ~ ':' ~ recorded_fingerprint(node.alias)) -%}
 {%- elif node and node.resource_type == 'model' and node.config.materialized == 'view' -%}
     {%- set definition = "select pg_get_viewdef('" ~ api.Relation.create(schema=node.schema, identifier=node.alias) ~ "'::regclass)" -%}
     {%- do parts.append(node.name ~ ':' ~ local_md5(run_query(definition).columns[0].values()[0])) -%}

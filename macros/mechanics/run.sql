@@ -48,6 +48,7 @@ create table if not exists {{ state_schema() }}.model_state (
     as_of timestamptz not null,
     built_at timestamptz not null
 );
+alter table {{ state_schema() }}.model_state add column if not exists documentation text;
 {% endmacro %}
 
 
@@ -88,7 +89,7 @@ commit;
 {% endmacro %}
 
 
-{# The content of a seed as loaded, recorded by the seed materialization. #}
-{% macro seed_version(name) %}
-{{ return(run_query("select fingerprint from " ~ state_schema() ~ ".model_state where model = 'seed " ~ name ~ "'").columns[0].values() | join('')) }}
+{# The recorded fingerprint of a model, of a seed ('seed <name>': its content as loaded) or of a view ('view <name>'). #}
+{% macro recorded_fingerprint(name) %}
+{{ return(run_query("select fingerprint from " ~ state_schema() ~ ".model_state where model = '" ~ name ~ "'").columns[0].values() | join('')) }}
 {% endmacro %}

@@ -4,7 +4,7 @@
     {%- set relation = this.incorporate(type='table') -%}
     {%- set existing = load_cached_relation(this) -%}
     {%- do run_hooks(pre_hooks) -%}
-    {%- if existing is not none and not should_full_refresh() and seed_version(model.name) == version -%}
+    {%- if existing is not none and not should_full_refresh() and recorded_fingerprint('seed ' ~ model.name) == version -%}
         {%- do store_result('agate_table', response='OK') -%}
         {% call noop_statement('main', 'UNCHANGED', 'UNCHANGED', 0) %}{% endcall %}
     {%- else -%}

@@ -15,7 +15,6 @@
 {% endcall %}
 {%- endfor %}
 {% do create_changes_table(relation, columns) %}
-{% do persist_docs(relation, model) %}
 {% call statement('count', fetch_result=True) %}
     analyze {{ relation }};
     select count(*) from {{ relation }};
@@ -161,6 +160,23 @@
         {%- do exceptions.raise_compiler_error('Audit ' ~ name ~ ' of ' ~ this.identifier ~ ' found ' ~ found ~ ' rows. Nothing was published: readers keep the last good state. The query is in the compiled model.') -%}
     {%- endif -%}
 {%- endfor -%}
+{% endmacro %}
+
+
+{# Comments follow the YAML, also on a table that did not change. Returns whether any was written. #}
+{% macro keep_documented(relation, documented) %}
+{%- set version = documentation_version() -%}
+{%- if documented != version -%}
+    {%- do persist_docs(relation, model) -%}
+    {% call statement('document') %}update {{ state_schema() }}.model_state set documentation = '{{ version }}' where model = '{{ this.identifier }}';{% endcall %}
+{%- endif -%}
+{{ return(documented != version) }}
+{% endmacro %}
+
+{% macro documentation_version() %}
+{%- set texts = [model.description] -%}
+{%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
+{{ return(local_md5(texts | join('|'))) }}
 {% endmacro %}
 
 

@@ -54,3 +54,20 @@ where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as da
     )
 {%- endfor %}
 {% endmacro %}
+
+
+{# Inside scope(): visitors one of whose senders made or unmade a consent statement, or made one that as_of has passed since. #}
+{% macro customers_with_changed_consent() %}
+select visits.org_id, visits.visitor_id
+from (
+    select org_id, anonymous_id, user_id from {{ changes('int_consent_events') }} as changed
+    union
+    select org_id, anonymous_id, user_id from {{ ref('int_consent_events') }} as newly_past where {{ passed_since_previous('occurred_at') }}
+) as statements
+join {{ ref('int_visits') }} as visits on visits.org_id = statements.org_id and visits.device_id = statements.anonymous_id
+union all
+select org_id, user_id from {{ changes('int_consent_events') }} as changed where user_id is not null
+union all
+select org_id, user_id from {{ ref('int_consent_events') }} as newly_past
+where user_id is not null and {{ passed_since_previous('occurred_at') }}
+{% endmacro %}

@@ -14,7 +14,7 @@ coalesce(lower({{ text }}) in ('true', '1', 'yes', 'on', 't', 'y'), false)
 
 {# A number that may have come as text; anything else is null. #}
 {% macro number_or_null(text) -%}
-case when {{ text }} ~ '^\s*\+?[0-9]{1,13}(\.[0-9]*)?\s*$' then cast({{ text }} as numeric) end
+case when {{ text }} ~ '^\s*\+?[0-9]{1,11}(\.[0-9]*)?\s*$' then cast({{ text }} as numeric) end
 {%- endmacro %}
 
 
@@ -75,4 +75,19 @@ coalesce(
 
 {% macro taxonomy_lookup() -%}
 {{ lookup('taxonomy', ref('event_taxonomy'), "org_id || ' ' || source_event_type", 'event_type') }}
+{%- endmacro %}
+
+
+{# An identifier as given; blank is missing. #}
+{% macro identifier_or_null(text) -%}
+case when btrim({{ text }}) <> '' then {{ text }} end
+{%- endmacro %}
+
+
+{# Inside scope(): org, event and time of receipt of what landed or left since the model's last build, of every
+   collector: the second line that an adapter adds. A row without an event stands for everything. #}
+{% macro landed_events() -%}
+select org_id, event_id, received_at from {{ landed('events') }} as native where rejection_reason is null
+union all
+select org_id, event_id, received_at from {{ landed('events_removed') }} as native_removed
 {%- endmacro %}

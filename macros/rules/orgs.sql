@@ -6,4 +6,4 @@ cast({{ day }} - cast(mod(cast(extract(isodow from {{ day }}) as integer) - coal
 {%- endmacro %}
 
 
-{% macro org_or_missing(org_id) -%}coalesce(nullif(btrim({{ org_id }}), ''), '(missing)'){%- endmacro %}
+{% macro org_or_missing(org_id) -%}case when btrim({{ org_id }}) <> '' then {{ org_id }} else '(missing)' end{%- endmacro %}

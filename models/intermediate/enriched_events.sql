@@ -19,6 +19,7 @@ final as (
         events.anonymous_id,
         events.user_id,
         events.source_session_id,
+        events.order_id,
         events.order_reference,
         events.event_type,
         events.source_event_type,

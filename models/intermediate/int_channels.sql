@@ -1,5 +1,6 @@
 -- One row per org, source, medium and campaign: the channel of the first rule that matches.
-{{ config(materialized='maintained', unique_key=['org_id', 'source', 'medium', 'campaign']) }}
+-- A look-up: a row's channel depends on the rules only, so models that join it are recomputed when the rules change.
+{{ config(unique_key=['org_id', 'source', 'medium', 'campaign'], lookup=true) }}
 with traffic_sources as (
     select org_id, source, medium, campaign from {{ ref('int_traffic_sources') }}
 ),

@@ -4,9 +4,7 @@
     changes=['org_id', 'anonymous_id', 'user_id'],
 ) }}
 {% call scope('org_id, event_id') %}
-select org_id, event_id from {{ landed('events') }} as landed where rejection_reason is null
-union all
-select org_id, event_id from {{ landed('events_removed') }} as removed
+select org_id, event_id from ({{ landed_events() }}) as landed
 {% endcall %}
 with events as not materialized (
     select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
@@ -27,8 +25,8 @@ final as (
     select
         deliveries.org_id,
         deliveries.event_id,
-        nullif(btrim(deliveries.anonymous_id), '') as anonymous_id,
-        nullif(btrim(deliveries.user_id), '') as user_id,
+        {{ identifier_or_null('deliveries.anonymous_id') }} as anonymous_id,
+        {{ identifier_or_null('deliveries.user_id') }} as user_id,
         states.consent_state,
         states.is_opted_out,
         states.is_consented,

@@ -6,8 +6,8 @@ with events as (
         campaigns.*,
         {{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }} as is_do_not_track,
         lower(btrim(properties ->> 'consent')) as own_consent_state,
-        lower(coalesce(properties ->> 'network_type', properties ->> 'connection_type')) as connection_type,
-        lower(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType')) as effective_type,
+        lower(btrim(coalesce(properties ->> 'network_type', properties ->> 'connection_type'))) as connection_type,
+        lower(btrim(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType'))) as effective_type,
         case
             when properties ?| internal_properties
                 or host ~* internal_hosts
@@ -36,9 +36,9 @@ consents as not materialized (
 final as (
     select
         events.*,
-        coalesce(nullif(agents.device_type, 'unknown'), nullif(lower(btrim(properties ->> 'device_type')), ''), 'unknown') as device_type,
-        coalesce(nullif(agents.os, 'unknown'), nullif(btrim(properties ->> 'os'), ''), 'unknown') as os,
-        coalesce(nullif(agents.browser, 'unknown'), nullif(btrim(properties ->> 'browser'), ''), 'unknown') as browser,
+        coalesce(nullif(agents.device_type, 'unknown'), {{ label("properties ->> 'device_type'") }}, 'unknown') as device_type,
+        coalesce(nullif(agents.os, 'unknown'), nullif(left(btrim(properties ->> 'os'), 50), ''), 'unknown') as os,
+        coalesce(nullif(agents.browser, 'unknown'), nullif(left(btrim(properties ->> 'browser'), 50), ''), 'unknown') as browser,
         coalesce(decisive_networks ->> connection_type, networks ->> effective_type, networks ->> connection_type, 'unknown') as network_type,
         case when agents.user_agent_id is null then events.user_agent_id end as pending_user_agent_id,
         coalesce(agents.is_bot, false) as is_bot,

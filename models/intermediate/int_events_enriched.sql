@@ -1,20 +1,19 @@
 -- One row per org and event: deliveries reduced to one, with campaign, device, network and privacy resolved.
 {{ config(
     unique_key=['org_id', 'event_id'],
-    changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'is_person', 'event_date', 'received_date'],
+    changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],
     indexes=[
         {'columns': ['org_id', 'device_id', 'occurred_at']},
         {'columns': ['occurred_at'], 'type': 'brin'},
     ],
     partial_indexes=[
+        {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
         {'columns': ['org_id', 'order_reference'], 'where': 'order_reference is not null'},
         {'columns': ['pending_user_agent_id'], 'where': 'pending_user_agent_id is not null'},
     ],
 ) }}
 {% call scope('org_id, event_id') %}
-select org_id, event_id from {{ landed('events') }} as landed where rejection_reason is null
-union all
-select org_id, event_id from {{ landed('events_removed') }} as removed
+select org_id, event_id from ({{ landed_events() }}) as landed
 union all
 select events.org_id, events.event_id
 from {{ changes('int_consent_events') }} as consents
@@ -37,8 +36,9 @@ select
     case when not is_opted_out then anonymous_id end as anonymous_id,
     case when not is_opted_out then user_id end as user_id,
     case when not is_opted_out then source_session_id end as source_session_id,
+    case when event_type in ('purchase', 'refund') and not is_opted_out then nullif(btrim(properties ->> 'order_id'), '') end as order_id,
     case
-        when event_type in ('purchase', 'refund') then coalesce(nullif(btrim(properties ->> 'order_id'), ''), 'event ' || event_id)
+        when event_type in ('purchase', 'refund') then md5(coalesce('order ' || nullif(btrim(properties ->> 'order_id'), ''), 'event ' || event_id))
     end as order_reference,
     event_type,
     source_event_type,

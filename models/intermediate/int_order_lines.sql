@@ -49,6 +49,7 @@ final as (
         valued.org_id,
         valued.event_id,
         valued.order_reference,
+        valued.order_id,
         case
             when is_refund and has_purchase and has_unknown_buyer and buyer_id is null then null
             when is_refund and buyer_id = other_buyer_id and not has_unknown_buyer then buyer_id

@@ -31,7 +31,7 @@ orders as (
         (array_agg(event_id order by is_refund, received_at, occurred_at, event_id))[1] as event_id,
         count(*) filter (where not is_refund) as purchase_events_count,
         count(*) filter (where is_refund) as refunds_count,
-        sum(amount) filter (where is_refund) as refunded_amount,
+        case when not bool_or(is_refund and is_rate_missing) then coalesce(sum(amount) filter (where is_refund), 0) end as refunded_amount,
         bool_or(is_refund and amount is null and revenue_amount is null) as is_refunded_whole,
         bool_or(is_rate_missing) as is_rate_missing
     from lines
@@ -43,8 +43,9 @@ visits as (
 final as (
     select
         orders.org_id,
-        md5(concat_ws('|', orders.order_reference, orders.visitor_id)) as order_key,
+        md5(cast(row(orders.order_reference, orders.visitor_id) as text)) as order_key,
         orders.order_reference,
+        lines.order_id,
         orders.event_id,
         orders.visitor_id,
         visits.session_id,
@@ -68,7 +69,7 @@ final as (
     from orders
     join lines on lines.org_id = orders.org_id and lines.event_id = orders.event_id
     cross join lateral (
-        select coalesce(case when orders.is_refunded_whole and not lines.is_refund then lines.amount else orders.refunded_amount end, 0) as refunded
+        select case when orders.is_refunded_whole and not lines.is_refund then lines.amount else orders.refunded_amount end as refunded
     ) as amounts
     left join visits
         on visits.org_id = lines.org_id and visits.device_id = lines.device_id and visits.visitor_id = orders.visitor_id

@@ -37,10 +37,11 @@ with visits as (
         count(*) filter (where event_type = 'checkout_start') as checkouts_count,
         count(*) filter (where event_type = 'purchase') as purchases_count,
         count(page_load_ms) as page_loads_count,
-        coalesce(sum(page_load_ms), 0) as page_load_ms,
+        coalesce(sum(page_load_ms), 0) as page_load_total_ms,
         min(occurred_at) filter (where has_touch) as touched_at,
         min(occurred_at) as first_event_at,
         max(occurred_at) as last_event_at,
+        max(occurred_at) filter (where consent_state is not null) as last_consent_at,
         max(occurred_at) filter (where event_type = 'ticket_cta') as last_ticket_cta_at,
         max(occurred_at) filter (where event_type = 'checkout_start') as last_checkout_at
     from {{ ref('int_session_events') }}
@@ -63,7 +64,7 @@ sessions as (
 final as (
     select
         org_id,
-        md5(concat_ws('|', org_id, device_id, first_event_id)) as session_id,
+        md5(cast(row(org_id, device_id, first_event_id) as text)) as session_id,
         visitor_id,
         device_id,
         coalesce(session_touch[1][1], '(direct)') as source,
@@ -82,7 +83,7 @@ final as (
         checkouts_count,
         purchases_count,
         page_loads_count,
-        page_load_ms,
+        page_load_total_ms,
         cast(is_start as integer) as sessions_count,
         cast(is_start and session_ticket_ctas > 0 as integer) as ticket_cta_sessions_count,
         cast(is_start and session_checkouts > 0 as integer) as checkout_sessions_count,
@@ -93,6 +94,7 @@ final as (
         session_ended_at,
         first_event_at,
         last_event_at,
+        last_consent_at,
         last_ticket_cta_at,
         last_checkout_at
     from sessions

@@ -1,10 +1,9 @@
 -- One row per org, local day, source, medium, campaign and channel: sessions, orders and revenue by where the session came from.
 -- Orders count where the session they were made in came from; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'event_date'], add=true) }}
-with events as (
-    select org_id, source, medium, campaign, event_date, weight as events_count
-    from {{ delta('int_events_enriched') }} as events
-    where is_person and device_id is null
+with visitorless as (
+    select org_id, source, medium, campaign, event_date, weight * events_count as events_count
+    from {{ delta('int_visitorless_days') }} as days
 ),
 visits as (
     select * from {{ delta('int_visits') }} as visits
@@ -35,7 +34,7 @@ combined as (
     from orders
     union all
     select org_id, source, medium, campaign, event_date, events_count, 0, 0, 0, 0, 0, 0, 0, 0
-    from events
+    from visitorless
 ),
 channels as (
     select * from {{ ref('int_channels') }}

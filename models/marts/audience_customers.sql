@@ -3,7 +3,11 @@
     unique_key=['org_id', 'visitor_id'],
     indexes=[{'columns': ['org_id', 'propensity_score', 'last_seen_at']}, {'columns': ['org_id', 'lifecycle_stage']}],
 ) }}
-{% call scope('org_id, visitor_id') %}{{ touched_customers() }}{% endcall %}
+{% call scope('org_id, visitor_id') %}
+{{ touched_customers() }}
+union all
+{{ customers_with_changed_consent() }}
+{% endcall %}
 with activity as (
     select * from {{ ref('int_customer_activity') }}
 ),
@@ -97,6 +101,7 @@ final as (
         propensity_slow_network_points,
         propensity_past_purchaser_points,
         coalesce(consent_states.is_consented, false) as is_consented,
+        coalesce(consent_states.is_opted_out, false) as is_opted_out,
         first_seen_at,
         last_seen_at,
         first_order_at,

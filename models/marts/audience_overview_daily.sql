@@ -1,14 +1,13 @@
 -- One row per org and local day: events, sessions, orders and revenue. Every figure adds up over days.
 {{ config(unique_key=['org_id', 'event_date'], add=true) }}
-with events as (
-    select org_id, event_date, weight as events_count
-    from {{ delta('int_events_enriched') }} as events
-    where is_person
+with visitorless as (
+    select org_id, event_date, weight * events_count as events_count from {{ delta('int_visitorless_days') }} as days
 ),
 visits as (
     select
         org_id,
         event_date,
+        weight * events_count as events_count,
         weight * sessions_count as sessions_count,
         weight * ticket_cta_sessions_count as ticket_cta_sessions_count,
         weight * checkout_sessions_count as checkout_sessions_count,
@@ -33,9 +32,9 @@ combined as (
     select org_id, event_date, events_count, 0 as sessions_count, 0 as ticket_cta_sessions_count, 0 as checkout_sessions_count,
         0 as purchase_sessions_count, 0 as mobile_sessions_count, 0 as mobile_purchase_sessions_count, 0 as desktop_sessions_count,
         0 as desktop_purchase_sessions_count, 0 as orders_count, 0 as gross_revenue_amount, 0 as refunded_amount, 0 as net_revenue_amount
-    from events
+    from visitorless
     union all
-    select org_id, event_date, 0, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count,
+    select org_id, event_date, events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count,
         mobile_sessions_count, mobile_purchase_sessions_count, desktop_sessions_count, desktop_purchase_sessions_count, 0, 0, 0, 0
     from visits
     union all

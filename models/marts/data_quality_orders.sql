@@ -7,6 +7,7 @@ final as (
     select
         org_id,
         order_reference,
+        max(order_id) as order_id,
         'same order id from several visitors: counted once for each' as finding,
         count(*) as orders_count,
         sum(gross_revenue_amount) as gross_revenue_amount
@@ -15,15 +16,15 @@ final as (
     group by org_id, order_reference
     having count(*) > 1
     union all
-    select org_id, order_reference, 'no exchange rate: the amount is null', orders_count, gross_revenue_amount
+    select org_id, order_reference, order_id, 'no exchange rate: the amount is null', orders_count, gross_revenue_amount
     from orders
     where is_rate_missing
     union all
-    select org_id, order_reference, 'refund without a purchase', orders_count, gross_revenue_amount
+    select org_id, order_reference, order_id, 'refund without a purchase', orders_count, gross_revenue_amount
     from orders
     where orders_count = 0
     union all
-    select org_id, order_reference, 'more refunded than paid', orders_count, gross_revenue_amount
+    select org_id, order_reference, order_id, 'more refunded than paid', orders_count, gross_revenue_amount
     from orders
     where orders_count = 1 and net_revenue_amount < 0
 )

@@ -1,12 +1,11 @@
 -- One row per org, local day, device type, operating system, browser and network: sessions, orders, revenue and page load.
 -- Orders count in the session they were made in; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'], add=true) }}
-with events as (
+with visitorless as (
     select
         org_id, '(unattributed)' as device_type, '(unattributed)' as os, '(unattributed)' as browser, '(unattributed)' as network_type,
-        event_date, weight as events_count
-    from {{ delta('int_events_enriched') }} as events
-    where is_person and device_id is null
+        event_date, weight * events_count as events_count
+    from {{ delta('int_visitorless_days') }} as days
 ),
 visits as (
     select * from {{ delta('int_visits') }} as visits
@@ -23,7 +22,7 @@ combined as (
         weight * checkout_sessions_count as checkout_sessions_count,
         weight * purchase_sessions_count as purchase_sessions_count,
         weight * page_loads_count as page_loads_count,
-        weight * page_load_ms as page_load_ms,
+        weight * page_load_total_ms as page_load_total_ms,
         0 as orders_count,
         0 as gross_revenue_amount,
         0 as refunded_amount,
@@ -39,7 +38,7 @@ combined as (
     from orders
     union all
     select org_id, device_type, os, browser, network_type, event_date, events_count, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-    from events
+    from visitorless
 ),
 final as (
     select
@@ -54,7 +53,7 @@ final as (
         {{ total('checkout_sessions_count') }},
         {{ total('purchase_sessions_count') }},
         {{ total('page_loads_count') }},
-        {{ total('page_load_ms') }},
+        {{ total('page_load_total_ms') }},
         {{ total('orders_count') }},
         {{ total_amount('gross_revenue_amount') }},
         {{ total_amount('refunded_amount') }},

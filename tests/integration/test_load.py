@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestration import database as db
-from orchestration import load
+from orchestration import read
 from orchestration.errors import UserError
 from orchestration.load import LoadReport, load_files, parse_new_user_agents
 
@@ -135,6 +135,22 @@ def test_each_bad_row_is_kept_with_its_reason_and_the_others_go_in(tmp_path):
     assert everything() == before
 
 
+def test_the_rule_of_the_landing_table_has_the_last_word(tmp_path, monkeypatch):
+    rows = [event("a"), event("b", properties={"revenue": -1}), event("c", org_id=None), event("d")]
+    path = lines(tmp_path / "a.ndjson", *rows)
+    monkeypatch.setattr(read._Typing, "_is_plain", lambda *_: True)
+    report = load_files([path])
+    assert counts(report) == (4, 2, 2, 0)
+    assert report.rejected_reasons == {"negative_revenue": 1, "missing_org": 1}
+    kept = query("select file_name, raw_row::jsonb -> 'event_id', org_id from analytics.rejected_rows order by 2")
+    assert kept == [(str(path), "b", "org"), (str(path), "c", None)]
+    assert query("select event_id from analytics.events order by 1") == [("a",), ("d",)]
+    assert query("select * from analytics.events_removed") == []
+    before = everything()
+    assert counts(load_files([path])) == (4, 0, 2, 2)
+    assert everything() == before
+
+
 def test_a_corrected_row_is_accepted(tmp_path):
     assert load_files([lines(tmp_path / "a.ndjson", event(occurred_at=1))]).rejected == 1
     assert counts(load_files([lines(tmp_path / "b.ndjson", event())])) == (1, 1, 0, 0)
@@ -148,8 +164,8 @@ def test_a_very_long_line_is_one_rejected_row(tmp_path):
 
 
 def test_a_line_without_end_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "LINE_MAX_BYTES", 1000)
-    monkeypatch.setattr(load, "READ_BYTES", 500)
+    monkeypatch.setattr(read, "LINE_MAX_BYTES", 1000)
+    monkeypatch.setattr(read, "READ_BYTES", 500)
     path = lines(tmp_path / "long.ndjson", event("a"), event("b", url="x" * 5000), event("c"))
     report = load_files([path])
     assert counts(report) == (3, 2, 1, 0) and report.rejected_reasons == {"line_too_long": 1}
@@ -204,6 +220,22 @@ def test_a_row_without_event_id_has_one_id_whichever_way_it_comes(tmp_path):
     assert query("select count(*), count(distinct event_id) from analytics.events") == [(2, 1)]
 
 
+def test_an_impossible_time_of_receipt_is_the_time_of_the_load(tmp_path):
+    path = lines(tmp_path / "a.ndjson", event("a", received_at="1970-01-01T00:00:00Z"), event("a"))
+    report = load_files([path])
+    assert counts(report) == (2, 1, 0, 1) and report.repaired == {"received_at_from_load": 1}
+    assert query("select count(*) from analytics.events where received_at > '2025-07-02'") == [(1,)]
+    before = everything()
+    assert load_files([path]).duplicate == 2
+    assert everything() == before
+
+
+def test_missing_values_do_not_change_places_in_a_made_id(tmp_path):
+    rows = [event(None, anonymous_id="x", user_id=None), event(None, anonymous_id=None, user_id="x")]
+    assert load_files([lines(tmp_path / "a.ndjson", *rows)]).accepted == 2
+    assert query("select count(distinct event_id) from analytics.events") == [(2,)]
+
+
 def test_the_same_file_twice_changes_nothing(tmp_path):
     moments = [None if i % 3 else f"2025-07-02T00:00:{i % 50:02}Z" for i in range(300)]
     rows = [event(f"e{i % 90}", properties={"n": i % 95}, received_at=moments[i]) for i in range(300)]
@@ -238,7 +270,7 @@ def test_order_and_batches_do_not_matter(tmp_path, monkeypatch):
     found = []
     for order in list(permutations(deliveries))[::6]:
         for rows_per_block in (1, 3, 100):
-            monkeypatch.setattr(load, "BLOCK_ROWS", rows_per_block)
+            monkeypatch.setattr(read, "BLOCK_ROWS", rows_per_block)
             report = load_files([lines(tmp_path / "a.ndjson", *order, order[1])])
             assert counts(report) == (5, 1, 0, 4)
             found.append(query(f"select {CONTENT} from analytics.events order by received_at"))
@@ -335,8 +367,8 @@ def test_formats_agree(tmp_path):
     texts = [{**{name: row.get(name) for name in columns}, "properties": json.dumps(row["properties"])} for row in rows]
     pq.write_table(pa.Table.from_pylist(texts), tmp_path / "a.parquet")
     lines(tmp_path / "a.jsonl", *rows)
-    (tmp_path / "no_extension").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
-    assert counts(load_files([tmp_path, tmp_path / "no_extension"])) == (200, 50, 0, 150)
+    (tmp_path / "packed.JSON.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert counts(load_files([tmp_path])) == (200, 50, 0, 150)
     assert query("select count(*) from analytics.events") == [(50,)]
 
 
@@ -370,9 +402,9 @@ def unreadable(folder: Path) -> dict[str, list[Path]]:
 
 
 def test_files_that_cannot_be_loaded_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "LINE_MAX_BYTES", 1000)
-    for ahead in (load.AHEAD_MIN_BYTES, 0):
-        monkeypatch.setattr(load, "AHEAD_MIN_BYTES", ahead)
+    monkeypatch.setattr(read, "LINE_MAX_BYTES", 1000)
+    for ahead in (read.AHEAD_MIN_BYTES, 0):
+        monkeypatch.setattr(read, "AHEAD_MIN_BYTES", ahead)
         for name, paths in unreadable(tmp_path).items() if ahead else [("cut", [tmp_path / "cut.ndjson.gz"])]:
             with pytest.raises(UserError) as error:
                 load_files(paths)
@@ -385,7 +417,7 @@ def test_a_reading_process_gives_the_same(tmp_path, monkeypatch):
     path = lines(tmp_path / "a.ndjson", *rows)
     lines(tmp_path / "b.ndjson", event("last"))
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(load, "AHEAD_MIN_BYTES", 0)
+    monkeypatch.setattr(read, "AHEAD_MIN_BYTES", 0)
     report = load_files([path, tmp_path / "b.ndjson"], progress=lambda size, count: seen.append((size, count)))
     assert counts(report) == (501, 73, 428, 0)
     assert seen[-1] == (sum(p.stat().st_size for p in tmp_path.iterdir()), 501)
@@ -418,8 +450,9 @@ def test_memory_is_flat(tmp_path):
         for i in range(60_000):
             file.write(json.dumps(event(f"e{i}", properties={"text": "x" * 3000})) + "\n")
     program = (
-        "import resource, sys; from pathlib import Path; from orchestration.load import _blocks, _source\n"
-        "rows = sum(b.row_count for b in _blocks([_source(Path(sys.argv[1]))], '2025-01-01', 65536))\n"
+        "import resource, sys; from pathlib import Path; from orchestration.read import Rules, blocks, find_sources\n"
+        "rules = Rules('2025-01-01', '1990-01-01', 65536)\n"
+        "rows = sum(b.row_count for b in blocks(find_sources([Path(sys.argv[1])]), rules))\n"
         "print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     rows, peak = subprocess.check_output([sys.executable, "-c", program, str(path)]).split()
@@ -447,4 +480,19 @@ def test_user_agents_are_parsed_once(tmp_path, monkeypatch):
         assert parse_new_user_agents(connection) == 3
     changed = [text for (text, xid), old in zip(query(landed), before, strict=True) if (text, xid) != old]
     assert changed == ["new"]
+    assert query("select user_agent from analytics.user_agents where is_reparsed") == [("new",)]
     assert query("select distinct parser_version from analytics.user_agents") == [("another",)]
+
+
+def test_user_agents_of_slow_transactions_are_not_missed():
+    insert = "insert into analytics.events (org_id, event_type, occurred_at, user_agent) values ('o', 't', now(), %s)"
+    with db.connect() as slow, db.connect(autocommit=True) as quick, db.connect(autocommit=True) as runner:
+        slow.execute(insert, ["slow"])
+        quick.execute(insert, ["quick"])
+        assert parse_new_user_agents(runner) == 1
+        slow.commit()
+        quick.execute("delete from analytics.user_agents")
+        quick.execute(insert, ["last"])
+        assert parse_new_user_agents(runner) == 3
+        quick.execute("delete from analytics.user_agents")
+        assert parse_new_user_agents(runner) == 0

@@ -1,0 +1,240 @@
+"""The build: whatever the order and the batches, the same rows; nothing new, nothing written; one at a time."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from orchestration import database, dbt
+from orchestration.build import BuildReport, build, build_lock
+from orchestration.errors import UserError
+from orchestration.load import load_files
+from orchestration.sample import write_sample
+from orchestration.settings import project_dir
+
+PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
+END = date(2026, 6, 30)
+AS_OF = "2026-07-01T12:00:00+00:00"
+# Builds before the last: what is ahead of their moment waits, and days pass between them.
+EARLIER = ("2026-05-10T09:00:00+00:00", "2026-06-26T02:00:00+00:00")
+
+TABLES = """
+select namespaces.nspname, classes.relname
+from pg_class as classes join pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+where classes.relkind = 'r' and classes.relname !~ '__changes$'
+    and (namespaces.nspname = %(schema)s or namespaces.nspname like %(schema)s || '\\_%%')
+    and namespaces.nspname !~ '_(state|seeds)$'
+"""
+
+
+@dataclass
+class Project:
+    """A copy of the dbt project with the sample of one seed, loaded and built in shuffled batches."""
+
+    folder: Path
+    connection: psycopg.Connection
+    schemas: int = 0
+
+    def tables(self, schema: str) -> dict[str, tuple[str, str]]:
+        found = self.connection.execute(TABLES, {"schema": schema}).fetchall()
+        return {name.removeprefix(schema) + "." + table: (name, table) for name, table in found}
+
+    def rows(self, schema: str, where_they_lie: bool = False) -> dict[str, Counter[tuple[str, ...]]]:
+        """Every row of every table as text; on request with what a rewrite of an equal row would change."""
+        place = ", t.xmin::text, t.ctid::text" if where_they_lie else ""
+        return {
+            name: Counter(self.connection.execute(f'select t::text{place} from "{namespace}"."{table}" as t'))
+            for name, (namespace, table) in self.tables(schema).items()
+        }
+
+    def rebuild(self) -> str:
+        """A first build into a schema of its own, from the same landing tables; its name."""
+        self.schemas += 1
+        name = f"fresh{self.schemas}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUDIENCE_SCHEMA", name)
+            build(as_of=AS_OF)
+        return name
+
+    def assert_equals_a_rebuild(self) -> None:
+        found, expected = self.rows("audience"), self.rows(self.rebuild())
+        assert found.keys() == expected.keys()
+        differing = {
+            name: {"too many": some(found[name] - rows), "missing": some(rows - found[name])}
+            for name, rows in expected.items()
+            if found[name] != rows
+        }
+        assert differing == {}
+
+    def edit_seed(self, name: str, edit: Callable[[dict[str, str]], None], *added: dict[str, str]) -> None:
+        path = self.folder / "seeds" / f"{name}.csv"
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or []
+        for row in rows:
+            edit(row)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*rows, *added])
+
+
+def some(rows: Counter[tuple[str, ...]]) -> list[str]:
+    return [text for text, *_ in list(rows)[:3]]
+
+
+def unchanged(row: dict[str, str]) -> None:
+    """For edit_seed: leaves the rows as they are."""
+
+
+@pytest.fixture(scope="module")
+def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("build") / "project"
+    for part in PROJECT_PARTS:
+        source, copy = project_dir() / part, folder / part
+        if source.is_dir():
+            shutil.copytree(source, copy)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+    files = write_sample(folder.parent / "sample", events=3_000, seed=11, end=END)
+    paths = [file.path for file in files]
+    random.Random(11).shuffle(paths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUDIENCE_PROJECT", str(folder))
+        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
+        patch.setenv("DBT_LOG_PATH", str(folder / "logs"))
+        patch.delenv("AUDIENCE_SCHEMA", raising=False)
+        for number, moment in enumerate((*EARLIER, AS_OF)):
+            load_files(paths[number::3])
+            build(as_of=moment)
+        with database.connect(autocommit=True) as connection:
+            yield Project(folder, connection)
+
+
+def written(report: BuildReport) -> dict[str, int | None]:
+    return {node.name: node.rows for node in report.changed}
+
+
+def test_shuffled_batches_equal_one_build_of_everything(project):
+    rows = project.rows("audience")
+    assert len(rows) > 20
+    empty = {name for name, found in rows.items() if not found}
+    assert not empty, "the sample reaches too little"
+    project.assert_equals_a_rebuild()
+
+
+@pytest.mark.parametrize("full_refresh", [False, True], ids=["incremental", "full refresh"])
+def test_a_build_with_nothing_new_writes_nothing(project, full_refresh):
+    before = project.rows("audience", where_they_lie=True)
+    report = build(as_of=AS_OF, full_refresh=full_refresh)
+    assert written(report) == {}
+    after = project.rows("audience", where_they_lie=True)
+    assert {name for name, rows in before.items() if after[name] != rows} == set()
+
+
+def test_removed_and_corrected_events_are_followed(project):
+    connection = project.connection
+    user = connection.execute(
+        "select user_id from analytics.events where user_id is not null group by 1 order by count(*) desc, 1 limit 1"
+    ).fetchone()
+    erased = connection.execute(
+        "delete from analytics.events where user_id = %s or anonymous_id in"
+        " (select anonymous_id from analytics.events where user_id = %s) returning event_id",
+        user * 2,
+    ).rowcount
+    login = connection.execute(
+        "select org_id, device_id, user_id from audience_intermediate.int_devices"
+        " where users_count = 1 and user_id <> %s order by 2 limit 1",
+        user,
+    ).fetchone()
+    forgotten = connection.execute(
+        "delete from analytics.events where (org_id, anonymous_id, user_id) = (%s, %s, %s)", login
+    ).rowcount
+    corrected = connection.execute(
+        "update analytics.events set occurred_at = occurred_at - interval '3 hours' where event_id in"
+        " (select min(event_id) from analytics.events where event_type = 'checkout_start' group by org_id)"
+    ).rowcount
+    assert min(erased, forgotten, corrected) > 0
+
+    build(as_of=AS_OF)
+    customers = "select count(*) from audience.audience_customers where visitor_id = %s"
+    assert connection.execute(customers, user).fetchone() == (0,)
+    devices = "select count(*) from audience_intermediate.int_devices where (org_id, device_id) = (%s, %s)"
+    assert connection.execute(devices, login[:2]).fetchone() == (0,)
+    project.assert_equals_a_rebuild()
+
+
+def test_changed_seed_rows_are_followed(project):
+    def cheaper(row: dict[str, str]) -> None:
+        if row["rule"] == "ticket_cta":
+            row["points"] = "2"
+
+    def moved(row: dict[str, str]) -> None:
+        if row["org_id"] == "harbor_live":
+            row["time_zone"], row["week_starts_on"] = "Asia/Tokyo", "3"
+
+    project.edit_seed("propensity_weights", cheaper)
+    project.edit_seed("orgs", moved)
+    rule = {"org_id": "north_hall", "source_event_type": "search", "event_type": "ticket_cta"}
+    project.edit_seed("event_taxonomy", unchanged, rule)
+    channel = {"org_id": "harbor_live", "priority": "1", "channel": "Affiliates", "source_pattern": "^google$"}
+    project.edit_seed("channel_rules", unchanged, channel)
+
+    build(as_of=AS_OF)
+    one = project.connection.execute(
+        "select max(propensity_ticket_cta_points), count(*) filter (where first_touch_channel = 'Affiliates')"
+        " from audience.audience_customers where org_id = 'harbor_live'"
+    ).fetchone()
+    assert one[0] == 2
+    assert one[1] > 0
+    project.assert_equals_a_rebuild()
+
+
+def test_a_build_beside_another_is_refused(project):
+    with build_lock():
+        with pytest.raises(UserError, match="Another build of schema audience is running: wait"):
+            build(as_of=AS_OF)
+        typed = dbt.run("build", "--select", "orgs")
+    assert typed.returncode != 0
+    assert "Another build of schema audience is running: wait" in typed.stdout
+
+
+def audience(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", *arguments], env=os.environ, capture_output=True, text=True
+    )
+
+
+def test_what_an_audit_or_a_test_finds_is_not_published_and_fails_the_build(project):
+    audited, tested = project.folder / "models/marts/audience_overview_daily.sql", project.folder / "tests/dbt"
+    sql = audited.read_text()
+    try:
+        audited.write_text(
+            "{% call audit('nothing_may_be_there') %}select 1 as violation{% endcall %}\n"
+            + sql.replace("select * from final", "select * from final where false")
+        )
+        (tested / "assert_never.sql").write_text("select 1 as violation\n")
+        before = project.rows("audience", where_they_lie=True)
+        chosen = "audience_overview_daily,resource_type:model assert_never"
+        result = audience("build", "--as-of", AS_OF, "--select", chosen)
+        assert result.returncode == 1
+        message = result.stderr
+        assert "Audit nothing_may_be_there of audience_overview_daily found 1 rows. Nothing was published" in message
+        assert "assert_never" in message
+        assert project.rows("audience", where_they_lie=True) == before
+    finally:
+        audited.write_text(sql)
+        (tested / "assert_never.sql").unlink()

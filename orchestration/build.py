@@ -111,9 +111,10 @@ def build(
 def parse_landed_user_agents() -> None:
     """Parses the user agents of rows that collectors wrote themselves; the loader parses those of files."""
     with database.connect() as connection:
-        landed = connection.execute("select to_regclass('analytics.user_agents')").fetchone()
-        if landed[0]:
-            parse_new_user_agents(connection)
+        current = connection.execute("select to_regclass('analytics.runner_state')").fetchone()
+        if not current[0]:
+            dbt.prepare()
+        parse_new_user_agents(connection)
 
 
 def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None) -> BuildReport:
@@ -129,7 +130,12 @@ def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None)
         if event["info"]["level"] == "error":
             output.append(event["info"]["msg"])
         data = event.get("data", {})
-        if progress and data.get("total") and event["info"]["name"].startswith("Log") and "Start" not in event["info"]["name"]:
+        if (
+            progress
+            and data.get("total")
+            and event["info"]["name"].startswith("Log")
+            and "Start" not in event["info"]["name"]
+        ):
             progress(data["index"], data["total"], data.get("node_info", {}).get("node_name", ""))
     process.wait()
     seconds = (datetime.now(UTC) - started).total_seconds()
@@ -138,7 +144,8 @@ def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None)
     if process.returncode or report.failed:
         details = "\n".join(f"{node.name}: {node.message.strip()}" for node in report.failed)
         raise CheckFailed(
-            "The build failed; readers keep the last good state of what failed, and the next build completes it.\n"
+            "The build failed. A model that failed keeps its last good state, and the next build completes it; "
+            "a test that failed says what is wrong with what was built.\n"
             + (details or "\n".join(output[-20:]))
         )
     return report

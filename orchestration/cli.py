@@ -152,7 +152,9 @@ def sample(
     if as_json:
         _print_json([{"path": str(f.path), "rows": f.rows} for f in files])
     else:
-        print(f"{sum(f.rows for f in files):,} rows in {len(files)} files in {out}. Load them with: audience load {out}")
+        print(
+            f"{sum(f.rows for f in files):,} rows in {len(files)} files in {out}. Load them with: audience load {out}"
+        )
 
 
 @app.command(epilog="Example: audience load events/*.ndjson.gz tickets.csv orders.parquet")
@@ -176,7 +178,9 @@ def _load(files: list[Path]):
 @app.command(epilog="Example: audience build --as-of 2026-06-30T02:00:00+02:00")
 def build(
     as_of: Annotated[str | None, typer.Option(help="The moment the answer is for, ISO 8601. Default: now.")] = None,
-    full_refresh: Annotated[bool, typer.Option("--full-refresh", help="Recompute everything; only differences are written.")] = False,
+    full_refresh: Annotated[
+        bool, typer.Option("--full-refresh", help="Recompute everything; only differences are written.")
+    ] = False,
     select: Annotated[str | None, typer.Option(help="dbt's --select: build a part.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -231,7 +235,10 @@ def dev(port: Annotated[int, typer.Option(help="Port of the Dagster UI on 127.0.
     sys.exit(dagster_host.serve(port))
 
 
-@app.command(epilog="Example: audience dbt test --select audience_customers", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    epilog="Example: audience dbt test --select audience_customers",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def dbt(context: typer.Context) -> None:
     """Run any dbt command on the server in use; starts the embedded one."""
     from orchestration import database

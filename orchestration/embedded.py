@@ -77,11 +77,9 @@ def _locked() -> Iterator[None]:
     home = audience_home()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        handle = open(home / "server.lock", "a")
+        handle = open(home / "server.lock", "a")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise UserError(
-            f"Cannot write {home} ({error.strerror}): name a folder of yours in AUDIENCE_HOME."
-        ) from error
+        raise UserError(f"Cannot write {home} ({error.strerror}): name a folder of yours in AUDIENCE_HOME.") from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

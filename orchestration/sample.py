@@ -27,10 +27,7 @@ REPEATED = 0.005
 LATE = 0.01
 CHUNK = 50_000
 NO_ORG, NO_TYPE, FAR_FUTURE, NEGATIVE = 1, 2, 3, 4
-COLUMNS = (
-    "event_id org_id event_type occurred_at received_at anonymous_id user_id session_id "
-    "url referrer user_agent properties"
-).split()
+COLUMNS = ["event_id", "org_id", "event_type", "occurred_at", "received_at", "anonymous_id", "user_id", "session_id", "url", "referrer", "user_agent", "properties"]
 TEXT = pa.schema([(name, pa.string()) for name in COLUMNS])
 INSTANT = pa.timestamp("ms", "UTC")
 
@@ -182,10 +179,7 @@ SPEED_LOAD_MS = np.array([900, 2_800, 6_000, 9_500])
 LINKS = ("wifi", "cellular", "ethernet")
 HOURS = (2, 1, 1, 1, 1, 1, 2, 4, 5, 5, 5, 6, 8, 7, 6, 6, 6, 7, 9, 11, 13, 12, 8, 4)
 VIEWS, INTENTS = ("event_view", "product_view"), ("ticket_cta", "add_to_cart")
-PATH = (
-    "page_view consent search page_view event_view page_view event_view page_view identify "
-    "ticket_cta event_view checkout_start purchase purchase page_view refund"
-).split()
+PATH = ["page_view", "consent", "search", "page_view", "event_view", "page_view", "event_view", "page_view", "identify", "ticket_cta", "event_view", "checkout_start", "purchase", "purchase", "page_view", "refund"]
 ALIASES = dict((VIEWS, INTENTS))
 EXTRA_VIEWS = (6, 10)  # positions in PATH where another product is looked at
 IDENTIFY, REFUND = PATH.index("identify"), PATH.index("refund")

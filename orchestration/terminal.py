@@ -26,7 +26,12 @@ err = Console(stderr=True, highlight=False)
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar over `total` rows; the yielded function takes how many more are done."""
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
     ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda rows: bar.advance(task, rows)

@@ -16,7 +16,7 @@
 {% if env_var('AUDIENCE_BUILD_LOCK', '') == '' %}
     {% set free = run_query("select pg_try_advisory_xact_lock_shared(" ~ build_lock_key() ~ ")").columns[0].values()[0] %}
     {% if not free %}
-        {% do exceptions.raise_compiler_error("Another build of schema " ~ target.schema ~ " is running: wait for it to end, then run this again. `audience doctor` shows who holds the lock.") %}
+        {% do exceptions.raise_compiler_error("Another build of schema " ~ target.schema ~ " is running: wait for it to end, then run this again.") %}
     {% endif %}
 {% endif %}
 {% endmacro %}

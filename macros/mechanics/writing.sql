@@ -27,7 +27,7 @@
 {% macro maintained_replace(relation, plan) %}
 {%- if plan.full -%}
     {%- set names = maintained_columns(plan.sql) -%}
-    {%- do synchronize_columns(relation, names) -%}
+    {%- do synchronize_columns(relation, names, plan.sql) -%}
     {%- do keep_nonzero_sums(plan, names) -%}
 {%- endif -%}
 {% call statement('rebuild') %}
@@ -136,14 +136,16 @@
 
 
 {# A release that adds or drops columns changes the table in place: views, policies and grants stay. #}
-{% macro synchronize_columns(relation, names) %}
+{% macro synchronize_columns(relation, names, sql) %}
 {%- set existing = adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
 {%- set added = names | reject('in', existing) | list -%}
 {%- set dropped = existing | reject('in', names) | list -%}
 {%- if added or dropped -%}
-    {% call statement('probe') %}create temporary table probe on commit drop as select * from ({{ at_this_moment(sql) }}) as rows limit 0;{% endcall %}
-    {%- set types = {} -%}
-    {%- for column in adapter.get_columns_in_relation(api.Relation.create(schema='pg_temp', identifier='probe')) -%}{%- do types.update({column.name: column.data_type}) -%}{%- endfor -%}
+    {% call statement('probe', fetch_result=True) %}
+        create temporary table probe on commit drop as select * from ({{ sql }}) as rows limit 0;
+        select attname, format_type(atttypid, atttypmod) from pg_attribute where attrelid = 'probe'::regclass and attnum > 0;
+    {% endcall %}
+    {%- set types = dict(load_result('probe').data) -%}
     {% call statement('synchronize') %}
         {%- for name in dropped %}alter table {{ relation }} drop column {{ name }};{% endfor %}
         {%- for name in added %}alter table {{ relation }} add column {{ name }} {{ types[name] }};{% endfor %}

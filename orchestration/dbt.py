@@ -11,11 +11,16 @@ from orchestration import database
 from orchestration.settings import project_dir
 
 
+def executable() -> str:
+    """The dbt of this environment, also when its bin folder is not on PATH."""
+    return str(Path(sys.executable).with_name("dbt"))
+
+
 def command(*arguments: str) -> list[str]:
     """The argument list that runs dbt of this environment on this project."""
     project = project_dir()
     return [
-        str(Path(sys.executable).with_name("dbt")),
+        executable(),
         *arguments,
         "--project-dir",
         str(project),

@@ -1,7 +1,5 @@
 """The dbt project as Dagster assets: one build of everything selected, under the build lock."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,10 +9,11 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 
 from orchestration import database
 from orchestration.build import LOCK_HELD, build_lock, parse_landed_user_agents
-from orchestration.settings import manifest_path, project_dir
+from orchestration.dbt import executable
+from orchestration.settings import manifest_path, project_dir, target_folder
 
-dbt_project = DbtProject(project_dir=project_dir(), profiles_dir=project_dir() / "profiles")
-dbt_resource = DbtCliResource(project_dir=dbt_project)
+dbt_project = DbtProject(project_dir=project_dir(), profiles_dir=project_dir() / "profiles", target_path=target_folder())
+dbt_resource = DbtCliResource(project_dir=dbt_project, dbt_executable=executable())
 
 
 def group_of(properties: Mapping[str, Any]) -> str:

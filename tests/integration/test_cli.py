@@ -207,6 +207,8 @@ def test_the_embedded_server_starts_once_and_stops(home, tmp_path):
     assert "has stopped" in printed(audience("db", "stop", home=home))
     assert status(home) == stopped
     assert "was not running" in printed(audience("db", "stop", home=home))
+    assert "is running" in printed(audience("db", "start", home=home))
+    assert printed(audience("db", "psql", "-Atc", "select count(*) from analytics.events", home=home)) == "1\n"
 
 
 def test_a_server_of_ones_own_is_named_by_status(nothing):

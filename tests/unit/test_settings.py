@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,20 @@ def test_no_refusal_repeats_the_password(url):
 def test_the_printed_url_names_the_same_server(environment, variables):
     for name, value in variables.items():
         environment.setenv(name, value)
-    printed = database.url()
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-    assert {names[key]: value for key, value in conninfo_to_dict(printed).items()} == variables
-    assert given(DATABASE_URL=printed) == variables
+    assert given(DATABASE_URL=database.url(), PGHOST="") == variables
+
+
+def test_the_printed_url_keeps_how_the_connection_is_secured(environment):
+    environment.setenv("DATABASE_URL", "postgresql://ada@db.example:5433/events?sslmode=verify-full&sslrootcert=/ca.pem")
+    assert conninfo_to_dict(database.url()) == conninfo_to_dict(os.environ["DATABASE_URL"])
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("PGSERVICE", "service"), ("PGHOSTADDR", "hostaddr")])
+def test_the_printed_url_names_a_server_that_has_no_host(environment, name, parameter):
+    environment.setenv(name, "10.0.0.7")
+    printed = conninfo_to_dict(database.url())
+    assert printed[parameter] == "10.0.0.7"
+    assert printed.get("host") is None
 
 
 def test_folders_follow_the_environment(environment, tmp_path):

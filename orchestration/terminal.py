@@ -42,7 +42,7 @@ def transfer(title: str, total_bytes: int) -> Iterator[Callable[[int, int], None
     """A bar over bytes; the yielded function takes bytes done and rows done."""
     with Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[rows]:,} rows"),
-        TimeElapsedColumn(), console=err, transient=True,
+        TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(title, total=total_bytes or None, rows=0)
         yield lambda done, rows: bar.update(task, completed=done, rows=rows)
@@ -53,7 +53,7 @@ def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar over numbered steps; the yielded function takes done, total and the step's name."""
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}"),
-        TimeElapsedColumn(), console=err, transient=True,
+        TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(title, total=None, step="dbt is starting")
         yield lambda done, total, step: bar.update(task, completed=done, total=total, step=step)

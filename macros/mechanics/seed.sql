@@ -1,4 +1,5 @@
-{# dbt's seed, skipped while the file is what was loaded last; models compare the recorded version. #}
+{# dbt's seed, skipped while the file is what was loaded last; models compare the recorded version.
+   meta.key and meta.not_null become constraints: a bad file is refused when it is loaded, and tested no more. #}
 {% materialization seed, adapter='postgres' %}
     {%- set version = model.checksum.checksum -%}
     {%- set relation = this.incorporate(type='table') -%}
@@ -13,7 +14,14 @@
         {% call statement('lock') %}select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));{% endcall %}
         {%- if existing is none -%}
             {%- set created = create_csv_table(model, rows) -%}
+            {% call statement('constrain') %}
+                alter table {{ this }} add primary key ({{ config.require('meta').key | join(', ') }});
+                {%- for column in config.require('meta').not_null %}
+                alter table {{ this }} alter column {{ column }} set not null;
+                {%- endfor %}
+            {% endcall %}
         {%- else -%}
+            {%- do synchronize_seed_columns(rows) -%}
             {% call statement('empty') %}delete from {{ this }};{% endcall %}
         {%- endif -%}
         {%- if rows.rows -%}{%- set loaded = load_csv_rows(model, rows) -%}{%- endif -%}
@@ -30,3 +38,20 @@
     {%- do run_hooks(post_hooks) -%}
     {{ return({'relations': [relation]}) }}
 {% endmaterialization %}
+
+
+{# A release that adds or drops a column of a seed changes the table in place, so that views on it stay. #}
+{% macro synchronize_seed_columns(rows) %}
+{%- set existing = adapter.get_columns_in_relation(this) | map(attribute='name') | list -%}
+{%- for name in rows.column_names -%}
+    {%- if name not in existing -%}
+        {%- set type = config.get('column_types', {}).get(name) or adapter.convert_type(rows, loop.index0) -%}
+        {% call statement('add_column') %}alter table {{ this }} add column {{ name }} {{ type }};{% endcall %}
+    {%- endif -%}
+{%- endfor -%}
+{%- for name in existing -%}
+    {%- if name not in rows.column_names -%}
+        {% call statement('drop_column') %}alter table {{ this }} drop column {{ name }};{% endcall %}
+    {%- endif -%}
+{%- endfor -%}
+{% endmacro %}

@@ -1,6 +1,7 @@
 -- One row per org, local day, source, medium, campaign and channel: sessions, orders and revenue by where the session came from.
 -- Orders count where the session they were made in came from; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'event_date'], add=true) }}
+{{ audit_revenue() }}
 with visitorless as (
     select org_id, source, medium, campaign, event_date, weight * events_count as events_count
     from {{ delta('int_visitorless_days') }} as days

@@ -1,5 +1,6 @@
 -- One row per org and local day: events, sessions, orders and revenue. Every figure adds up over days.
 {{ config(unique_key=['org_id', 'event_date'], add=true) }}
+{{ audit_revenue() }}
 with visitorless as (
     select org_id, event_date, weight * events_count as events_count from {{ delta('int_visitorless_days') }} as days
 ),

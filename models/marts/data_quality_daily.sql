@@ -1,6 +1,9 @@
 -- One row per org and local day of receipt: what was received, and what became of it.
 -- received = accepted + rejected + duplicate, always. A row without an org counts under (missing).
 {{ config(unique_key=['org_id', 'received_date']) }}
+{% call audit('received is accepted, rejected or duplicate') %}
+select org_id from {{ this }} where received_count <> accepted_count + rejected_count + duplicate_count
+{% endcall %}
 {% call scope('org_id, received_date') %}
 select org_id, received_date from {{ changes('int_events_enriched') }} as events
 union all

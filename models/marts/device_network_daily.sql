@@ -1,6 +1,7 @@
 -- One row per org, local day, device type, operating system, browser and network: sessions, orders, revenue and page load.
 -- Orders count in the session they were made in; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'], add=true) }}
+{{ audit_revenue() }}
 with visitorless as (
     select
         org_id, '(unattributed)' as device_type, '(unattributed)' as os, '(unattributed)' as browser, '(unattributed)' as network_type,

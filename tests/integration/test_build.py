@@ -99,6 +99,23 @@ def unchanged(row: dict[str, str]) -> None:
     """For edit_seed: leaves the rows as they are."""
 
 
+def shuffled_sample(folder: Path) -> list[Path]:
+    """The sample's rows dealt to three files, so that every session, order and login arrives in pieces."""
+    load_files([file.path for file in write_sample(folder / "sample", events=3_000, seed=11, end=END)])
+    ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
+    with database.connect(autocommit=True) as connection:
+        rows = connection.execute(
+            f"select (to_jsonb(events) - {ours})::text from analytics.events order by landing_id"
+        ).fetchall()
+        for table in ("events", "events_removed", "user_agents"):
+            connection.execute(f"truncate analytics.{table}")
+    random.Random(11).shuffle(rows)
+    files = [folder / f"batch_{number}.ndjson" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_text("".join(f"{row}\n" for (row,) in rows[number::3]))
+    return files
+
+
 @pytest.fixture(scope="module")
 def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("build") / "project"
@@ -109,16 +126,13 @@ def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
         else:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
-    files = write_sample(folder.parent / "sample", events=3_000, seed=11, end=END)
-    paths = [file.path for file in files]
-    random.Random(11).shuffle(paths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIENCE_PROJECT", str(folder))
         patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
         patch.setenv("DBT_LOG_PATH", str(folder / "logs"))
         patch.delenv("AUDIENCE_SCHEMA", raising=False)
-        for number, moment in enumerate((*EARLIER, AS_OF)):
-            load_files(paths[number::3])
+        for batch, moment in zip(shuffled_sample(folder.parent), (*EARLIER, AS_OF), strict=True):
+            load_files([batch])
             build(as_of=moment)
         with database.connect(autocommit=True) as connection:
             yield Project(folder, connection)

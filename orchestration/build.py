@@ -145,8 +145,7 @@ def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None)
         details = "\n".join(f"{node.name}: {node.message.strip()}" for node in report.failed)
         raise CheckFailed(
             "The build failed. A model that failed keeps its last good state, and the next build completes it; "
-            "a test that failed says what is wrong with what was built.\n"
-            + (details or "\n".join(output[-20:]))
+            "a test that failed says what is wrong with what was built.\n" + (details or "\n".join(output[-20:]))
         )
     return report
 

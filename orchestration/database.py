@@ -12,6 +12,17 @@ from orchestration.errors import UserError
 from orchestration.settings import external_server
 
 MINIMUM_VERSION = 150000
+LIBPQ_NAMES = {
+    "PGHOST": "host",
+    "PGHOSTADDR": "hostaddr",
+    "PGPORT": "port",
+    "PGUSER": "user",
+    "PGPASSWORD": "password",
+    "PGDATABASE": "dbname",
+    "PGSERVICE": "service",
+    "PGSSLMODE": "sslmode",
+    "PGSSLROOTCERT": "sslrootcert",
+}
 
 
 def pg_variables() -> dict[str, str]:
@@ -21,21 +32,34 @@ def pg_variables() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The process environment for a program that reads PG* variables (dbt, psql, Dagster)."""
-    return {**os.environ, **pg_variables()}
+    """The process environment for a program that reads PG* variables (dbt, psql, Dagster).
+
+    A server named by service or address alone is resolved by connecting: dbt needs the host by name.
+    """
+    variables = pg_variables()
+    if "PGHOST" not in variables:
+        with connect() as connection:
+            info = connection.info
+            found = {"PGHOST": info.host or info.hostaddr, "PGPORT": str(info.port), "PGUSER": info.user,
+                     "PGPASSWORD": info.password, "PGDATABASE": info.dbname}  # fmt: skip
+        variables |= {name: value for name, value in found.items() if value}
+    return {**os.environ, **variables}
 
 
 def url() -> str:
     """A libpq URL of the server in use."""
     variables = pg_variables()
-    user = quote(variables.get("PGUSER", ""), safe="")
-    password = f":{quote(variables['PGPASSWORD'], safe='')}" if variables.get("PGPASSWORD") else ""
-    database = quote(variables.get("PGDATABASE", variables.get("PGUSER", "")), safe="")
-    host, port = variables.get("PGHOST", "localhost"), variables.get("PGPORT", "5432")
-    login = f"{user}{password}@" if user else ""
-    if host.startswith("/"):
-        return f"postgresql://{login}/{database}?host={quote(host, safe='')}&port={port}"
-    return f"postgresql://{login}{host}:{port}/{database}"
+    quoted = {LIBPQ_NAMES[name]: quote(value, safe="") for name, value in variables.items() if value}
+    login = quoted.pop("user", "")
+    if "password" in quoted:
+        login += f":{quoted.pop('password')}"
+    host = variables.get("PGHOST", "")
+    place = ""
+    if host and not set(host) & set("/:"):
+        place = f"{quoted.pop('host')}:{quoted.pop('port', '5432')}"
+    database = quoted.pop("dbname", "")
+    query = "&".join(f"{name}={value}" for name, value in quoted.items())
+    return f"postgresql://{login}{'@' if login else ''}{place}/{database}{'?' if query else ''}{query}"
 
 
 def connect(*, autocommit: bool = False, application_name: str = "audience") -> psycopg.Connection:
@@ -43,13 +67,10 @@ def connect(*, autocommit: bool = False, application_name: str = "audience") -> 
 
     Raises UserError when the server cannot be reached or is older than PostgreSQL 15.
     """
-    names = {"PGHOST": "host", "PGHOSTADDR": "hostaddr", "PGPORT": "port", "PGUSER": "user",
-             "PGPASSWORD": "password", "PGDATABASE": "dbname", "PGSERVICE": "service",
-             "PGSSLMODE": "sslmode", "PGSSLROOTCERT": "sslrootcert"}  # fmt: skip
     variables = pg_variables()
     try:
         connection = psycopg.connect(
-            **{names[name]: value for name, value in variables.items()},
+            **{LIBPQ_NAMES[name]: value for name, value in variables.items()},
             application_name=application_name,
             options="-c timezone=UTC",
             autocommit=autocommit,

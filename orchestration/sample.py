@@ -27,7 +27,20 @@ REPEATED = 0.005
 LATE = 0.01
 CHUNK = 50_000
 NO_ORG, NO_TYPE, FAR_FUTURE, NEGATIVE = 1, 2, 3, 4
-COLUMNS = ["event_id", "org_id", "event_type", "occurred_at", "received_at", "anonymous_id", "user_id", "session_id", "url", "referrer", "user_agent", "properties"]
+COLUMNS = [
+    "event_id",
+    "org_id",
+    "event_type",
+    "occurred_at",
+    "received_at",
+    "anonymous_id",
+    "user_id",
+    "session_id",
+    "url",
+    "referrer",
+    "user_agent",
+    "properties",
+]
 TEXT = pa.schema([(name, pa.string()) for name in COLUMNS])
 INSTANT = pa.timestamp("ms", "UTC")
 
@@ -179,7 +192,24 @@ SPEED_LOAD_MS = np.array([900, 2_800, 6_000, 9_500])
 LINKS = ("wifi", "cellular", "ethernet")
 HOURS = (2, 1, 1, 1, 1, 1, 2, 4, 5, 5, 5, 6, 8, 7, 6, 6, 6, 7, 9, 11, 13, 12, 8, 4)
 VIEWS, INTENTS = ("event_view", "product_view"), ("ticket_cta", "add_to_cart")
-PATH = ["page_view", "consent", "search", "page_view", "event_view", "page_view", "event_view", "page_view", "identify", "ticket_cta", "event_view", "checkout_start", "purchase", "purchase", "page_view", "refund"]
+PATH = [
+    "page_view",
+    "consent",
+    "search",
+    "page_view",
+    "event_view",
+    "page_view",
+    "event_view",
+    "page_view",
+    "identify",
+    "ticket_cta",
+    "event_view",
+    "checkout_start",
+    "purchase",
+    "purchase",
+    "page_view",
+    "refund",
+]
 ALIASES = dict((VIEWS, INTENTS))
 EXTRA_VIEWS = (6, 10)  # positions in PATH where another product is looked at
 IDENTIFY, REFUND = PATH.index("identify"), PATH.index("refund")
@@ -397,9 +427,7 @@ def _visits(rng: np.random.Generator, people: People, end: date) -> tuple[np.nda
     return person[spaced], start[spaced]
 
 
-def _devices(
-    rng: np.random.Generator, people: People, person: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _devices(rng: np.random.Generator, people: People, person: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The device of each session, the kind of each device, and which sessions are on a shared one.
 
     Devices are numbered: one per person, then a second one per person, then those in a foyer that
@@ -583,10 +611,7 @@ def _paths(s: Sessions, e: Events, step: np.ndarray) -> np.ndarray:
     pages = _lookup(PAGES)[np.where(e.landing, 0, s.token[e.session] % 5 + e.slot) % len(PAGES)]
     products = _lookup(
         [
-            [
-                "/events/" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
-                for name in names
-            ]
+            ["/events/" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()) for name in names]
             for names in PRODUCT_NAMES
         ]
     )[s.org[e.session], _viewed(s, e)]
@@ -635,10 +660,7 @@ def _properties(s: Sessions, e: Events, step: np.ndarray) -> list[str]:
     }
     rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     names = tuple(columns)
-    return [
-        orjson.dumps({n: v for n, v in zip(names, row, strict=True) if v is not None}).decode()
-        for row in rows
-    ]
+    return [orjson.dumps({n: v for n, v in zip(names, row, strict=True) if v is not None}).decode() for row in rows]
 
 
 def _viewed(s: Sessions, e: Events) -> np.ndarray:
@@ -708,10 +730,7 @@ def _local_midnights(first: date) -> np.ndarray:
     """UTC time of noon less twelve hours, (organisers, DAYS)."""
     days = [datetime.combine(first + timedelta(days=n), time(12)) for n in range(DAYS)]
     return np.array(
-        [
-            [int(d.replace(tzinfo=ZoneInfo(o.zone)).timestamp()) * SECOND - 12 * HOUR for d in days]
-            for o in ORGS
-        ]
+        [[int(d.replace(tzinfo=ZoneInfo(o.zone)).timestamp()) * SECOND - 12 * HOUR for d in days] for o in ORGS]
     )
 
 

@@ -9,7 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 from orchestration.errors import UserError
 
-PG_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSERVICE")
+PG_VARIABLES = (
+    "PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSERVICE", "PGSSLMODE", "PGSSLROOTCERT"
+)  # fmt: skip
 
 
 def project_dir() -> Path:

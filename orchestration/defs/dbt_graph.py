@@ -12,7 +12,9 @@ from orchestration.build import LOCK_HELD, build_lock, parse_landed_user_agents
 from orchestration.dbt import executable
 from orchestration.settings import manifest_path, project_dir, target_folder
 
-dbt_project = DbtProject(project_dir=project_dir(), profiles_dir=project_dir() / "profiles", target_path=target_folder())
+dbt_project = DbtProject(
+    project_dir=project_dir(), profiles_dir=project_dir() / "profiles", target_path=target_folder()
+)
 dbt_resource = DbtCliResource(project_dir=dbt_project, dbt_executable=executable())
 
 

@@ -31,7 +31,12 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
     target = tmp_path_factory.mktemp("target")
     # No server: parsing and loading definitions must not need one.
-    environment = {**os.environ, "DBT_TARGET_PATH": str(target), "DBT_LOG_PATH": str(target), "PGHOST": "nowhere.invalid"}
+    environment = {
+        **os.environ,
+        "DBT_TARGET_PATH": str(target),
+        "DBT_LOG_PATH": str(target),
+        "PGHOST": "nowhere.invalid",
+    }
     parsed = subprocess.run(dbt.command("parse"), env=environment, capture_output=True, text=True)
     assert parsed.returncode == 0, parsed.stdout
     loaded = subprocess.run(

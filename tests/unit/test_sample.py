@@ -44,9 +44,7 @@ def read(path: Path) -> list[dict]:
 def parsed(row: dict) -> dict:
     times = {name: instant(row[name]) for name in ("occurred_at", "received_at")}
     properties = row["properties"]
-    return (
-        row | times | {"properties": orjson.loads(properties) if isinstance(properties, str) else properties}
-    )
+    return row | times | {"properties": orjson.loads(properties) if isinstance(properties, str) else properties}
 
 
 def instant(value: str | datetime) -> datetime:
@@ -126,11 +124,7 @@ def test_late_events_and_repeated_deliveries(good):
     for first, second in repeated:
         assert first["received_at"] < second["received_at"]
         assert first | {"received_at": None} == second | {"received_at": None}
-    late = [
-        1
-        for first, *_ in deliveries.values()
-        if first["received_at"] - first["occurred_at"] > timedelta(hours=11)
-    ]
+    late = [1 for first, *_ in deliveries.values() if first["received_at"] - first["occurred_at"] > timedelta(hours=11)]
     assert 0.005 < len(late) / len(deliveries) < 0.02
 
 
@@ -139,13 +133,7 @@ def test_both_organisers_and_all_funnel_steps(good):
     assert 0.5 < share["north_hall"] / len(good) < 0.8
     assert set(share) == {"north_hall", "harbor_live"}
     steps = Counter(row["event_type"] for row in good)
-    assert (
-        steps["page_view"]
-        > steps["event_view"]
-        > steps["ticket_cta"]
-        > steps["checkout_start"]
-        > steps["purchase"]
-    )
+    assert steps["page_view"] > steps["event_view"] > steps["ticket_cta"] > steps["checkout_start"] > steps["purchase"]
     assert {"search", "product_view", "add_to_cart", "identify", "consent", "refund"} <= set(steps)
 
 
@@ -174,9 +162,7 @@ def test_orders_are_free_foreign_and_refunded(good):
     currencies = [(own[row["org_id"]], row["properties"].get("currency")) for row in orders.values()]
     assert any(row["properties"]["revenue"] == 0 for row in orders.values())
     assert any(said not in (None, home) for home, said in currencies)
-    assert all(
-        round(row["properties"]["revenue"], 2) == row["properties"]["revenue"] for row in orders.values()
-    )
+    assert all(round(row["properties"]["revenue"], 2) == row["properties"]["revenue"] for row in orders.values())
     refunds = of_type(good, "refund")
     assert refunds
     for refund in refunds:

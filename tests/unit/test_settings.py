@@ -120,7 +120,9 @@ def test_the_printed_url_names_the_same_server(environment, variables):
 
 
 def test_the_printed_url_keeps_how_the_connection_is_secured(environment):
-    environment.setenv("DATABASE_URL", "postgresql://ada@db.example:5433/events?sslmode=verify-full&sslrootcert=/ca.pem")
+    environment.setenv(
+        "DATABASE_URL", "postgresql://ada@db.example:5433/events?sslmode=verify-full&sslrootcert=/ca.pem"
+    )
     assert conninfo_to_dict(database.url()) == conninfo_to_dict(os.environ["DATABASE_URL"])
 
 

@@ -57,7 +57,7 @@ found as (
 judged as (
     select
         *,
-        case when (known_referrer ->> 'is_ignored') is distinct from 'true' then known_referrer end as referrer
+        case when coalesce(known_referrer ->> 'is_ignored', '') <> 'true' then known_referrer end as referrer
     from found
 ),
 final as (

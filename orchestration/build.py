@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from orchestration import database, dbt
 from orchestration.errors import CheckFailed, UserError
-from orchestration.load import parse_new_user_agents
+from orchestration.load import ensure_landing_tables, parse_new_user_agents
 from orchestration.settings import target_folder
 
 LOCK_HELD = "AUDIENCE_BUILD_LOCK"
@@ -77,7 +77,12 @@ def build_lock() -> Iterator[None]:
     with database.connect(autocommit=True, application_name="audience build") as connection:
         key = f"audience build {target_schema()}"
         taken = connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 42))", [key]).fetchone()
-        if not taken[0]:
+        # A dbt typed by hand keeps no lock between its models, but its connections carry its name.
+        typed = connection.execute(
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = %s",
+            [f"dbt {target_schema()}"],
+        ).fetchone()
+        if not taken[0] or typed[0]:
             raise UserError(
                 f"Another build of schema {target_schema()} is running: wait for it to end, then run this again."
             )
@@ -110,37 +115,18 @@ def build(
 
 def parse_landed_user_agents() -> None:
     """Parses the user agents of rows that collectors wrote themselves; the loader parses those of files."""
+    ensure_landing_tables()
     with database.connect() as connection:
-        current = connection.execute("select to_regclass('analytics.runner_state')").fetchone()
-        if not current[0]:
-            dbt.prepare()
         parse_new_user_agents(connection)
 
 
 def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None) -> BuildReport:
     started = datetime.now(UTC)
-    process, lines = dbt.stream(*arguments, variables={LOCK_HELD: "held"})
     output: list[str] = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            output.append(line.rstrip())
-            continue
-        if event["info"]["level"] == "error":
-            output.append(event["info"]["msg"])
-        data = event.get("data", {})
-        if (
-            progress
-            and data.get("total")
-            and event["info"]["name"].startswith("Log")
-            and "Start" not in event["info"]["name"]
-        ):
-            progress(data["index"], data["total"], data.get("node_info", {}).get("node_name", ""))
-    process.wait()
-    seconds = (datetime.now(UTC) - started).total_seconds()
-    nodes = _results(started)
-    report = BuildReport(nodes, seconds)
+    with dbt.start(*arguments, variables={LOCK_HELD: "held"}) as process:
+        for line in process.stdout or ():
+            _follow(line, output, progress)
+    report = BuildReport(_results(started), (datetime.now(UTC) - started).total_seconds())
     if process.returncode or report.failed:
         details = "\n".join(f"{node.name}: {node.message.strip()}" for node in report.failed)
         raise CheckFailed(
@@ -148,6 +134,20 @@ def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None)
             "a test that failed says what is wrong with what was built.\n" + (details or "\n".join(output[-20:]))
         )
     return report
+
+
+def _follow(line: str, output: list[str], progress: Callable[[int, int, str], None] | None) -> None:
+    """Takes one JSON log line of dbt: errors go to `output`, finished nodes to `progress`."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        output.append(line.rstrip())
+        return
+    name, data = event["info"]["name"], event.get("data", {})
+    if event["info"]["level"] == "error":
+        output.append(event["info"]["msg"])
+    if progress and data.get("total") and name.startswith("Log") and "Start" not in name:
+        progress(data["index"], data["total"], data.get("node_info", {}).get("node_name", ""))
 
 
 def _rows_changed(response: dict) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,7 +16,6 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from orchestration.errors import CheckFailed, UserError
@@ -38,21 +38,19 @@ SAMPLE_SEED = 7
 
 def main() -> None:
     """Runs the command and turns errors into a sentence and an exit code."""
+    signal.signal(signal.SIGINT, _interrupt)
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app()
     except UserError as error:
         _complain(str(error), 2)
     except CheckFailed as error:
         _complain(str(error), 1)
-    except (click.Abort, KeyboardInterrupt):
-        _complain("Interrupted: what was not committed is undone; run the command again.", 130)
     except BrokenPipeError:
         sys.stderr.close()
-        code = 0
-    sys.exit(code or 0)
+
+
+def _interrupt(*_: object) -> None:
+    _complain("Interrupted: what was not committed is undone; run the command again.", 130)
 
 
 def _complain(message: str, code: int) -> None:
@@ -158,7 +156,7 @@ def sample(
 
 
 @app.command(epilog="Example: audience load events/*.ndjson.gz tickets.csv orders.parquet")
-def load(files: Annotated[list[Path], typer.Argument(help="Files or folders.")], as_json: AsJson = False) -> None:
+def load(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files or folders.")], as_json: AsJson = False) -> None:
     """Load newline-JSON (plain or .gz), CSV and Parquet files of events; every row is accounted for."""
     report = _load(files)
     if as_json:

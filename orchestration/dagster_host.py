@@ -57,13 +57,12 @@ def serve(port: int) -> int:
     daemon = [programs / "dagster-daemon", "run", *module, "--log-level", "warning"]
     processes = [subprocess.Popen([str(part) for part in command], env=environment) for command in (web, daemon)]
     print(f"Dagster: http://127.0.0.1:{port}  (Ctrl-C stops it; the embedded server goes on until audience db stop)")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: sys.exit(0))
     try:
         while all(process.poll() is None for process in processes):
             time.sleep(0.5)
         return next(process.returncode for process in processes if process.poll() is not None) or 1
-    except KeyboardInterrupt:
-        return 0
     finally:
         for process in processes:
             process.send_signal(signal.SIGINT)

@@ -78,7 +78,7 @@ def connect(*, autocommit: bool = False, application_name: str = "audience") -> 
     except psycopg.OperationalError as error:
         raise UserError(
             f"No connection to PostgreSQL at {variables.get('PGHOST', variables.get('PGSERVICE'))} "
-            f"({str(error).strip().splitlines()[-1]}): correct DATABASE_URL or the PG* variables, or unset "
+            f"({str(error).strip().splitlines()[0]}): correct DATABASE_URL or the PG* variables, or unset "
             "them to use the embedded server."
         ) from error
     if connection.info.server_version < MINIMUM_VERSION:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from orchestration import database
@@ -29,9 +28,9 @@ def command(*arguments: str) -> list[str]:
     ]
 
 
-def stream(*arguments: str, variables: dict[str, str] | None = None) -> tuple[subprocess.Popen, Iterator[str]]:
-    """Starts dbt with JSON log lines; returns the process and its lines."""
-    process = subprocess.Popen(
+def start(*arguments: str, variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Starts dbt with JSON log lines on its standard output."""
+    return subprocess.Popen(
         command("--log-format", "json", "--no-use-colors", *arguments),
         env={**database.environment(), **(variables or {})},
         cwd=project_dir(),
@@ -39,8 +38,6 @@ def stream(*arguments: str, variables: dict[str, str] | None = None) -> tuple[su
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert process.stdout is not None
-    return process, process.stdout
 
 
 def run(*arguments: str, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

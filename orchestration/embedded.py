@@ -129,7 +129,7 @@ def _start() -> EmbeddedServer:
     with psycopg.connect(
         host=running.host, port=running.port, user="postgres", dbname="postgres", autocommit=True
     ) as connection:
-        if not connection.execute("select from pg_database where datname = %s", [DATABASE]).fetchone():
+        if not connection.execute("select 1 from pg_database where datname = %s", [DATABASE]).fetchone():
             connection.execute(f"create database {DATABASE} encoding 'UTF8' template template0")
     (data / ".ready").touch()
     return running

@@ -60,7 +60,7 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
     names = [source.name for source in sources]
     variables = _project_variables()
     schema = variables["landing_schema"]
-    _ensure_tables(schema)
+    ensure_landing_tables()
     received, accepted = 0, 0
     repaired: Counter[str] = Counter()
     with database.connect(application_name="audience load") as connection:
@@ -88,9 +88,11 @@ def _project_variables() -> dict[str, Any]:
     return yaml.safe_load((project_dir() / "dbt_project.yml").read_text())["vars"]
 
 
-def _ensure_tables(schema: str) -> None:
+def ensure_landing_tables() -> None:
+    """Makes the landing tables where they are missing, or of a release before the newest table."""
+    newest = f"{_project_variables()['landing_schema']}.runner_state"
     with database.connect(autocommit=True) as connection:
-        found = connection.execute("select to_regclass(%s)", [f"{schema}.loads"]).fetchone()
+        found = connection.execute("select to_regclass(%s)", [newest]).fetchone()
     if found == (None,):
         dbt.prepare()
 

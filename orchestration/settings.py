@@ -58,6 +58,9 @@ def external_server() -> ServerAddress | None:
         named = any(os.environ.get(name) for name in ("PGHOST", "PGHOSTADDR", "PGSERVICE"))
         return ServerAddress({n: os.environ[n] for n in PG_VARIABLES if n in os.environ}) if named else None
     variables = _variables_of_url(url)
+    address = os.environ.get("PGHOSTADDR")
+    if address:
+        raise UserError(f"DATABASE_URL and PGHOSTADDR ({address}) both name a server: unset one of them.")
     given = os.environ.get("PGHOST")
     if given and given != variables.get("PGHOST"):
         raise UserError(

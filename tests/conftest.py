@@ -47,6 +47,14 @@ def _execute(variables: dict[str, str], statement: str, **names: str) -> None:
         connection.execute(sql.SQL(statement).format(**{k: sql.Identifier(v) for k, v in names.items()}))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """dbt's target and logs of the tests, away from the project's."""
+    folder = tmp_path_factory.mktemp("dbt")
+    with _environment(DBT_TARGET_PATH=str(folder / "target"), DBT_LOG_PATH=str(folder / "logs")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[dict[str, str]]:
     """PG* variables of a running server: the one in PGHOST or DATABASE_URL, else an embedded one of the session."""

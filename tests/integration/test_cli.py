@@ -147,8 +147,8 @@ def test_bad_input_is_refused_with_one_sentence(case, nothing):
         (["bild"], "No such command 'bild'"),
         (["load"], "Missing argument 'FILES...'"),
         (["sample"], "Missing option '--out'"),
-        (["sample", "--out", "x", "--events", "many"], "'--events': 'many' is not a valid integer"),
-        (["sample", "--out", "x", "--events", "5"], "'--events': 5 is not in the range x>=1000"),
+        (["sample", "--out", "x", "--events", "many"], "Invalid value for '--events'"),
+        (["sample", "--out", "x", "--events", "5"], "Input should be greater than or equal to 1000"),
     ],
     ids=["option", "command", "argument", "needed option", "number", "range"],
 )

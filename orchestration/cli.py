@@ -156,7 +156,9 @@ def sample(
 
 
 @app.command(epilog="Example: audience load events/*.ndjson.gz tickets.csv orders.parquet")
-def load(files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files or folders.")], as_json: AsJson = False) -> None:
+def load(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files or folders.")], as_json: AsJson = False
+) -> None:
     """Load newline-JSON (plain or .gz), CSV and Parquet files of events; every row is accounted for."""
     report = _load(files)
     if as_json:

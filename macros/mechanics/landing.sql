@@ -21,10 +21,10 @@ create table if not exists {{ landing }}.events (
     rejection_reason text generated always as ({{ rejection_reason() }}) stored
 );
 create index if not exists events_event on {{ landing }}.events using hash (event_id);
-create index if not exists events_device on {{ landing }}.events (anonymous_id) where anonymous_id is not null and rejection_reason is null;
-create index if not exists events_user on {{ landing }}.events (user_id) where user_id is not null and rejection_reason is null;
+drop index if exists {{ landing }}.events_device, {{ landing }}.events_user;
 create index if not exists events_landed on {{ landing }}.events (landed_xid);
 create index if not exists events_received on {{ landing }}.events using brin (received_at);
+create index if not exists events_unfinished on {{ landing }}.events (landing_id) where {{ is_unfinished() }};
 create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
 
 -- What left the landing table or was corrected in it, so that builds can follow. A row without event_id: everything.
@@ -92,24 +92,20 @@ create or replace function {{ landing }}.event_id_of(
         session_id, url, referrer, user_agent, properties) as text))
 $$;
 
-create or replace function {{ landing }}.repair_event() returns trigger language plpgsql as $$
+-- Rows that miss their id or a possible time of receipt get them at the end of the statement that inserted them. Not
+-- row by row: a trigger for each row would make COPY insert one by one.
+create or replace function {{ landing }}.repair_events() returns trigger language plpgsql as $$
 begin
-    new.received_at := case when {{ is_usable_receipt('new.received_at') }} then new.received_at else now() end;
-    if pg_column_size(new.properties) > {{ var('properties_max_bytes') }} then
-        insert into {{ landing }}.rejected_rows (rejection_id, org_id, rejection_reason, raw_row)
-        values (md5(to_jsonb(new)::text), new.org_id, 'properties_too_large', to_jsonb(new)::text)
-        on conflict do nothing;
-        return null;
-    end if;
-    new.event_id := coalesce(nullif(btrim(new.event_id), ''), {{ landing }}.event_id_of(new.org_id, new.event_type,
-        new.occurred_at, new.anonymous_id, new.user_id, new.session_id, new.url, new.referrer, new.user_agent,
-        new.properties));
-    return new;
+    update {{ landing }}.events as unfinished
+    set received_at = case when {{ is_usable_receipt('received_at') }} then received_at else now() end,
+        event_id = coalesce(nullif(btrim(event_id), ''), {{ landing }}.event_id_of(org_id, event_type, occurred_at,
+            anonymous_id, user_id, session_id, url, referrer, user_agent, properties))
+    where {{ is_unfinished() }} and landed_xid = pg_current_xact_id();
+    return null;
 end $$;
-create or replace trigger events_repair before insert on {{ landing }}.events for each row
-when (not coalesce({{ is_usable_receipt('new.received_at') }}, false) or new.event_id is null or new.event_id = ''
-      or pg_column_size(new.properties) > {{ var('properties_max_bytes') }})
-execute function {{ landing }}.repair_event();
+drop trigger if exists events_repair on {{ landing }}.events;
+create or replace trigger events_finish after insert on {{ landing }}.events for each statement
+execute function {{ landing }}.repair_events();
 
 create or replace function {{ landing }}.restamp_event() returns trigger language plpgsql as $$
 begin
@@ -145,6 +141,19 @@ for each statement execute function {{ landing }}.record_removed_events();
 {# A time of receipt that is missing or impossible is taken as now. #}
 {% macro is_usable_receipt(moment) -%}
 ({{ moment }} >= timestamptz '{{ var("earliest_event_date") }} 00:00:00+00' and {{ moment }} < timestamptz 'infinity')
+{%- endmacro %}
+
+
+{# A row that lacks an id or a possible time of receipt, until the end of its statement. #}
+{% macro is_unfinished() -%}
+(event_id is null or btrim(event_id) = '' or received_at is null or not {{ is_usable_receipt('received_at') }})
+{%- endmacro %}
+
+
+{# Why a row of the landing table cannot be used: the stored reason, or its size, which PostgreSQL cannot store a
+   judgement of. Size is as stored, that is compressed. #}
+{% macro landed_rejection_reason() -%}
+coalesce(rejection_reason, case when pg_column_size(properties) > {{ var('properties_max_bytes') }} then 'properties_too_large' end)
 {%- endmacro %}
 
 

@@ -91,3 +91,16 @@ select org_id, event_id, received_at from {{ landed('events') }} as native where
 union all
 select org_id, event_id, received_at from {{ landed('events_removed') }} as native_removed
 {%- endmacro %}
+
+
+{# Inside scope(): later events of a sender whose consent statements changed. A statement speaks of later events, and
+   those were received after it was made, but for the tolerated clock error: the landing table is read from there. #}
+{% macro events_after_changed_statement(sender) -%}
+select events.org_id, events.event_id
+from {{ changes('int_consent_events') }} as statements
+join {{ ref('stg_events') }} as events
+    on events.org_id = statements.org_id and events.{{ sender }} = statements.{{ sender }} and events.occurred_at >= statements.occurred_at
+where events.received_at >= (
+    select min(occurred_at) - interval '{{ var("future_tolerance_hours") }} hours' from {{ changes('int_consent_events') }} as earliest
+)
+{%- endmacro %}

@@ -1,7 +1,7 @@
 -- One row per org and consent event: a statement that holds for its sender until the next one.
 {{ config(
     unique_key=['org_id', 'event_id'],
-    changes=['org_id', 'anonymous_id', 'user_id'],
+    changes=['org_id', 'anonymous_id', 'user_id', 'occurred_at'],
 ) }}
 {% call scope('org_id, event_id') %}
 select org_id, event_id from ({{ landed_events() }}) as landed

@@ -15,13 +15,9 @@
 {% call scope('org_id, event_id') %}
 select org_id, event_id from ({{ landed_events() }}) as landed
 union all
-select events.org_id, events.event_id
-from {{ changes('int_consent_events') }} as consents
-join {{ ref('stg_events') }} as events on events.org_id = consents.org_id and events.anonymous_id = consents.anonymous_id
+{{ events_after_changed_statement('anonymous_id') }}
 union all
-select events.org_id, events.event_id
-from {{ changes('int_consent_events') }} as consents
-join {{ ref('stg_events') }} as events on events.org_id = consents.org_id and events.user_id = consents.user_id
+{{ events_after_changed_statement('user_id') }}
 union all
 select enriched.org_id, enriched.event_id
 from {{ landed('user_agents') }} as agents

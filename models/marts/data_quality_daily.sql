@@ -17,7 +17,7 @@ select case when removed.event_id is not null then {{ org_or_missing('removed.or
 from {{ landed('events_removed') }} as removed left join {{ ref('orgs') }} as orgs on orgs.org_id = removed.org_id
 {% endcall %}
 with received as (
-    select {{ org_or_missing('org_id') }} as org_id, event_id, landing_id, rejection_reason, occurred_at, received_at
+    select {{ org_or_missing('org_id') }} as org_id, event_id, landing_id, {{ landed_rejection_reason() }} as rejection_reason, occurred_at, received_at
     from {{ source('landing', 'events') }}
     where {{ in_scope_days('received_at', 'received_date') }}
     union all

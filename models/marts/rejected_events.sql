@@ -13,10 +13,10 @@ union all
 select
     cast(landing_id as text),
     org_id,
-    rejection_reason,
+    {{ landed_rejection_reason() }},
     cast(to_jsonb(events) as text),
     null,
     null,
     received_at
 from {{ source('landing', 'events') }} as events
-where rejection_reason is not null
+where {{ landed_rejection_reason() }} is not null

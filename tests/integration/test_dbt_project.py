@@ -55,7 +55,9 @@ def test_every_view_runs_as_its_reader(results: list[dict]) -> None:
             "where nspname like 'audience%' and relkind = 'v' "
             "and not coalesce(reloptions @> array['security_invoker=true'], false)"
         ).fetchall()
-        materialized = connection.execute("select count(*) from pg_matviews where schemaname like 'audience%'").fetchone()
+        materialized = connection.execute(
+            "select count(*) from pg_matviews where schemaname like 'audience%'"
+        ).fetchone()
     assert (open_views, materialized) == ([], (0,))
 
 

@@ -12,10 +12,17 @@
 
 
 {% macro refuse_beside_another_build() %}
-{# `audience build` holds the lock for its dbt and says so; a dbt typed by hand finds it taken. #}
+{# `audience build` holds the lock for its dbt and says so; a dbt typed by hand finds it taken. A dbt typed by hand
+   cannot hold a lock between its models, but its connections carry its name and are older than this run. #}
 {% if env_var('AUDIENCE_BUILD_LOCK', '') == '' %}
-    {% set free = run_query("select pg_try_advisory_xact_lock_shared(" ~ build_lock_key() ~ ")").columns[0].values()[0] %}
-    {% if not free %}
+    {% set query %}
+        select pg_try_advisory_xact_lock_shared({{ build_lock_key() }}) and not exists (
+            select from pg_stat_activity
+            where datname = current_database() and application_name = 'dbt {{ target.schema }}' and pid <> pg_backend_pid()
+                and backend_start < cast('{{ run_started_at.strftime("%Y-%m-%d %H:%M:%S.%f+00") }}' as timestamptz) - interval '1 second'
+        )
+    {% endset %}
+    {% if not run_query(query).columns[0].values()[0] %}
         {% do exceptions.raise_compiler_error("Another build of schema " ~ target.schema ~ " is running: wait for it to end, then run this again.") %}
     {% endif %}
 {% endif %}

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -221,6 +222,16 @@ def test_a_build_beside_another_is_refused(project):
     with build_lock():
         with pytest.raises(UserError, match="Another build of schema audience is running: wait"):
             build(as_of=AS_OF)
+        typed = dbt.run("build", "--select", "orgs")
+    assert typed.returncode != 0
+    assert "Another build of schema audience is running: wait" in typed.stdout
+
+
+def test_a_build_beside_a_dbt_typed_by_hand_is_refused(project):
+    with database.connect(application_name="dbt audience"):
+        with pytest.raises(UserError, match="Another build of schema audience is running: wait"):
+            build(as_of=AS_OF)
+        time.sleep(1.5)
         typed = dbt.run("build", "--select", "orgs")
     assert typed.returncode != 0
     assert "Another build of schema audience is running: wait" in typed.stdout

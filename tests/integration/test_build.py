@@ -25,7 +25,7 @@ from orchestration.load import load_files
 from orchestration.sample import write_sample
 from orchestration.settings import project_dir
 
-PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
+PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "seeds", "tests/dbt")
 END = date(2026, 6, 30)
 AS_OF = "2026-07-01T12:00:00+00:00"
 # Builds before the last: what is ahead of their moment waits, and days pass between them.

@@ -1,4 +1,4 @@
--- One row per org and event that carried contact details; nothing of opted-out people, robots or staff.
+-- Grain: one row per org and event that carried contact details; nothing of opted-out people, robots or staff.
 {{ config(
     unique_key=['org_id', 'event_id'],
     changes=['org_id', 'device_id'],

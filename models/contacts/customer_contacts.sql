@@ -1,4 +1,4 @@
--- One row per org and visitor who gave contact details: the latest of each.
+-- Grain: one row per org and visitor who gave contact details: the latest of each.
 {{ config(unique_key=['org_id', 'visitor_id']) }}
 {% call scope('org_id, visitor_id') %}
 select org_id, visitor_id from {{ changes('int_visits') }} as visits

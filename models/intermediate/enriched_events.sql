@@ -1,4 +1,4 @@
--- One row per org and event: the enriched event with its visitor and channel.
+-- Grain: one row per org and event: the enriched event with its visitor and channel.
 -- A view: a login re-labels its device's history, and a channel rule every event, without rewriting an event.
 {{ config(materialized='view', schema=none) }}
 with events as (

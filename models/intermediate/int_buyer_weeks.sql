@@ -1,4 +1,4 @@
--- One row per org, buyer and local week with activity since the first purchase: the week's number in the buyer's cohort.
+-- Grain: one row per org, buyer and local week with activity since the first purchase: the week's number in the buyer's cohort.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'week_number'],
     changes=['org_id', 'cohort_week', 'week_number', 'has_repurchased', 'is_last_return', 'is_last_repurchase'],

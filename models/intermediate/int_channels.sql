@@ -1,4 +1,4 @@
--- One row per org, source, medium and campaign: the channel of the first rule that matches.
+-- Grain: one row per org, source, medium and campaign: the channel of the first rule that matches.
 -- A look-up: a row's channel depends on the rules only, so models that join it are recomputed when the rules change.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign'], lookup=true) }}
 with traffic_sources as (

@@ -1,4 +1,4 @@
--- One row per org, cohort week and week number with any activity: how many buyers of the cohort were active in it.
+-- Grain: one row per org, cohort week and week number with any activity: how many buyers of the cohort were active in it.
 {{ config(unique_key=['org_id', 'cohort_week', 'week_number'], add=true) }}
 select
     org_id,

@@ -1,4 +1,4 @@
--- One row per org and consent event: a statement that holds for its sender until the next one.
+-- Grain: one row per org and consent event: a statement that holds for its sender until the next one.
 {{ config(
     unique_key=['org_id', 'event_id'],
     changes=['org_id', 'anonymous_id', 'user_id', 'occurred_at'],

@@ -1,4 +1,4 @@
--- One row per org, sender (device or user) and period in which one consent statement holds.
+-- Grain: one row per org, sender (device or user) and period in which one consent statement holds.
 {{ config(materialized='view') }}
 with statements as (
     select org_id, 'device' as sender_type, anonymous_id as sender_id, consent_state, is_opted_out, is_consented, occurred_at, event_id

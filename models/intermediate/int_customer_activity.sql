@@ -1,4 +1,4 @@
--- One row per org and visitor: what the visits say, ever and over the last days before as_of.
+-- Grain: one row per org and visitor: what the visits say, ever and over the last days before as_of.
 {{ config(materialized='ephemeral') }}
 with visits as (
     select * from {{ ref('int_visits') }} where {{ in_scope('org_id, visitor_id') }}

@@ -1,4 +1,4 @@
--- One row per org and device that ever identified: the user it stands for.
+-- Grain: one row per org and device that ever identified: the user it stands for.
 -- A device maps to the first user it identified as; one that identified as too many users is shared and maps to nobody.
 {{ config(
     unique_key=['org_id', 'device_id'],

@@ -1,4 +1,4 @@
--- One row per org and event: where it came from. Campaign parameters, else a click id, else the referrer.
+-- Grain: one row per org and event: where it came from. Campaign parameters, else a click id, else the referrer.
 -- Own domains, payment providers and logins are never a source.
 {{ config(materialized='ephemeral') }}
 with events as (

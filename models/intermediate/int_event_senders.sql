@@ -1,4 +1,4 @@
--- One row per org and event: the device and network it was sent from, and whether a robot, staff or an opted-out person sent it.
+-- Grain: one row per org and event: the device and network it was sent from, and whether a robot, staff or an opted-out person sent it.
 -- Privacy is resolved as of the event: its own signal, else the sender's latest statement before it.
 {{ config(materialized='ephemeral') }}
 with events as (

@@ -1,4 +1,4 @@
--- One row per org and event: deliveries reduced to one, with campaign, device, network and privacy resolved.
+-- Grain: one row per org and event: deliveries reduced to one, with campaign, device, network and privacy resolved.
 {{ config(
     unique_key=['org_id', 'event_id'],
     changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],

@@ -1,4 +1,4 @@
--- One row per org and purchase or refund event of a person, with its amount in the org's currency.
+-- Grain: one row per org and purchase or refund event of a person, with its amount in the org's currency.
 -- A refund sent by somebody else than the buyer (the shop's own system) belongs to the buyer, when there is one.
 {{ config(materialized='ephemeral') }}
 with events as (

@@ -1,4 +1,4 @@
--- One row per org, order reference and visitor: an order with what was refunded of it, in the org's currency.
+-- Grain: one row per org, order reference and visitor: an order with what was refunded of it, in the org's currency.
 -- The first received purchase of an order counts. A purchase without an order id is its own order.
 {{ config(
     unique_key=['org_id', 'order_key'],

@@ -1,4 +1,4 @@
--- One row per org and event of a person on a device: its visitor and where its session starts.
+-- Grain: one row per org and event of a person on a device: its visitor and where its session starts.
 {{ config(materialized='ephemeral') }}
 with events as (
     select *

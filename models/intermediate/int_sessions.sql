@@ -1,4 +1,4 @@
--- One row per org and session: a device's events without a gap of more than 30 minutes, at most 24 hours.
+-- Grain: one row per org and session: a device's events without a gap of more than 30 minutes, at most 24 hours.
 {{ config(materialized='view') }}
 select
     org_id,

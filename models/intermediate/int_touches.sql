@@ -1,4 +1,4 @@
--- One row per org, visitor and session: where the visitor came from that time.
+-- Grain: one row per org, visitor and session: where the visitor came from that time.
 {{ config(materialized='view') }}
 select
     visits.org_id,

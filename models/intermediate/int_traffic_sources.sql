@@ -1,4 +1,4 @@
--- One row per org, source, medium and campaign: how many events carry it.
+-- Grain: one row per org, source, medium and campaign: how many events carry it.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign'], add=true) }}
 select
     org_id,

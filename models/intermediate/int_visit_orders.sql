@@ -1,4 +1,4 @@
--- One row per org, session, visitor and local day: the visit with how many orders were made in it.
+-- Grain: one row per org, session, visitor and local day: the visit with how many orders were made in it.
 {{ config(materialized='ephemeral') }}
 with visits as (
     select * from {{ ref('int_visits') }} where {{ in_scope('org_id, visitor_id') }}

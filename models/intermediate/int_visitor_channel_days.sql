@@ -1,4 +1,4 @@
--- One row per org, visitor, traffic source and local day: when the visitor did the same from the same source before.
+-- Grain: one row per org, visitor, traffic source and local day: when the visitor did the same from the same source before.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'source', 'medium', 'campaign', 'event_date'],
     changes=['org_id', 'source', 'medium', 'campaign', 'event_date', 'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date'],

@@ -1,4 +1,4 @@
--- One row per org, visitor and local day of activity: when the visitor did the same before.
+-- Grain: one row per org, visitor and local day of activity: when the visitor did the same before.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'event_date'],
     changes=['org_id', 'visitor_id', 'event_date', 'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date'],

@@ -1,4 +1,4 @@
--- One row per org, visitor, device slice and local day: when the visitor did the same in the same slice before.
+-- Grain: one row per org, visitor, device slice and local day: when the visitor did the same in the same slice before.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'],
     changes=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date', 'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date'],

@@ -1,4 +1,4 @@
--- One row per org, local day and traffic source: events of people without a visitor (opted out, or no identifier at all).
+-- Grain: one row per org, local day and traffic source: events of people without a visitor (opted out, or no identifier at all).
 {{ config(
     unique_key=['org_id', 'source', 'medium', 'campaign', 'event_date'],
     changes='*',

@@ -1,4 +1,4 @@
--- One row per org, session, visitor and local day: what the visitor did in the session on that day.
+-- Grain: one row per org, session, visitor and local day: what the visitor did in the session on that day.
 -- Nearly always one row per session: more when it crosses midnight or two users share it.
 {{ config(
     unique_key=['org_id', 'session_id', 'visitor_id', 'event_date'],

@@ -1,4 +1,4 @@
--- One row per org, local day, source, medium, campaign and channel: sessions, orders and revenue by where the session came from.
+-- Grain: one row per org, local day, source, medium, campaign and channel: sessions, orders and revenue by where the session came from.
 -- Orders count where the session they were made in came from; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'event_date'], add=true) }}
 {{ audit_revenue() }}
@@ -46,7 +46,7 @@ final as (
         combined.source,
         combined.medium,
         combined.campaign,
-        {{ channel_or_unattributed('combined', 'channels') }} as channel,
+        {{ channel_or_unattributed('channels') }} as channel,
         {{ total('events_count') }},
         {{ total('sessions_count') }},
         {{ total('ticket_cta_sessions_count') }},

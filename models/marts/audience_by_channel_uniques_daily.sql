@@ -1,4 +1,4 @@
--- One row per org, local day, traffic source, activity and previous day: distinct visitors that add up over any range.
+-- Grain: one row per org, local day, traffic source, activity and previous day: distinct visitors that add up over any range.
 -- The previous day is that of the same visitor from the same source.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'activity', 'previous_date', 'event_date'], add=true) }}
 with days as (
@@ -13,7 +13,7 @@ final as (
         days.source,
         days.medium,
         days.campaign,
-        {{ channel_or_unattributed('days', 'channels') }} as channel,
+        {{ channel_or_unattributed('channels') }} as channel,
         activities.activity,
         {{ total('weight', 'visitors_count') }},
         activities.previous_date,

@@ -1,4 +1,4 @@
--- One row per org and visitor: where they came from, what they bought, where they stand and how likely they are to buy, as of as_of.
+-- Grain: one row per org and visitor: where they came from, what they bought, where they stand and how likely they are to buy, as of as_of.
 {{ config(
     unique_key=['org_id', 'visitor_id'],
     indexes=[{'columns': ['org_id', 'propensity_score', 'last_seen_at']}, {'columns': ['org_id', 'lifecycle_stage']}],

@@ -1,4 +1,4 @@
--- One row per org and local day: events, sessions, orders and revenue. Every figure adds up over days.
+-- Grain: one row per org and local day: events, sessions, orders and revenue. Every figure adds up over days.
 {{ config(unique_key=['org_id', 'event_date'], add=true) }}
 {{ audit_revenue() }}
 with visitorless as (

@@ -1,4 +1,4 @@
--- One row per org, cohort (local week of the first purchase) and week since: who came back and who bought again.
+-- Grain: one row per org, cohort (local week of the first purchase) and week since: who came back and who bought again.
 -- Every week that has begun by as_of has a row; a week that has not ended is not complete.
 {{ config(unique_key=['org_id', 'cohort_week', 'week_number']) }}
 with weeks as (

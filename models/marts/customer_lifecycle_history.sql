@@ -1,4 +1,4 @@
--- One row per org, visitor and entry into a lifecycle stage: when it was entered and left.
+-- Grain: one row per org, visitor and entry into a lifecycle stage: when it was entered and left.
 -- A function of the visits, the orders and as_of, not of when a run happened to look.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'entered_at'],

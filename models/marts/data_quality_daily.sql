@@ -1,4 +1,4 @@
--- One row per org and local day of receipt: what was received, and what became of it.
+-- Grain: one row per org and local day of receipt: what was received, and what became of it.
 -- received = accepted + rejected + duplicate, always. A row without an org counts under (missing).
 {{ config(unique_key=['org_id', 'received_date']) }}
 {% call audit('received is accepted, rejected or duplicate') %}

@@ -1,4 +1,4 @@
--- One row per org, order reference and finding: orders that need a person's eye.
+-- Grain: one row per org, order reference and finding: orders that need a person's eye.
 {{ config(materialized='view', contract={'enforced': false}) }}
 with orders as (
     select * from {{ ref('int_orders') }}

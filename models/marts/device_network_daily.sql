@@ -1,4 +1,4 @@
--- One row per org, local day, device type, operating system, browser and network: sessions, orders, revenue and page load.
+-- Grain: one row per org, local day, device type, operating system, browser and network: sessions, orders, revenue and page load.
 -- Orders count in the session they were made in; without a session: (unattributed). Every figure adds up.
 {{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'], add=true) }}
 {{ audit_revenue() }}

@@ -1,4 +1,4 @@
--- One row per org, local day, device slice, activity and previous day: distinct visitors that add up over any range.
+-- Grain: one row per org, local day, device slice, activity and previous day: distinct visitors that add up over any range.
 -- The previous day is that of the same visitor in the same slice.
 {{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'activity', 'previous_date', 'event_date'], add=true) }}
 select

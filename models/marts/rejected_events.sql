@@ -1,4 +1,4 @@
--- One row per delivery that could not be used, with the reason and the raw row.
+-- Grain: one row per delivery that could not be used, with the reason and the raw row.
 {{ config(materialized='view', schema='contacts', contract={'enforced': false}) }}
 select
     rejection_id,

@@ -72,8 +72,8 @@ def described() -> dict[str, list[Path]]:
 
 @each_model
 def test_the_first_line_states_the_grain(file):
-    assert re.match(r"-- One row per \w.*[.:]", file.read_text().splitlines()[0]), (
-        f"{file.name} begins with its grain: -- One row per ..."
+    assert re.match(r"-- Grain: one row per \w.*[.:]", file.read_text().splitlines()[0]), (
+        f"{file.name} begins with its grain: -- Grain: one row per ..."
     )
 
 

@@ -1,4 +1,4 @@
--- One row per usable delivery of an event: the event contract, from the landing table.
+-- Grain: one row per usable delivery of an event: the event contract, from the landing table.
 select
     landing_id,
     event_id,

@@ -27,7 +27,9 @@ SETTINGS = {
     "max_wal_size": "4GB",
     "min_wal_size": "512MB",
     "checkpoint_timeout": "15min",
-    "wal_compression": "on",
+    # no replicas: a table that a build makes is written once, to its own file, and not to the log as well
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
     "max_parallel_workers_per_gather": "1",
     "max_parallel_workers": "2",
     "random_page_cost": "1.1",
@@ -130,7 +132,11 @@ def _start() -> EmbeddedServer:
         host=running.host, port=running.port, user="postgres", dbname="postgres", autocommit=True
     ) as connection:
         if not connection.execute("select 1 from pg_database where datname = %s", [DATABASE]).fetchone():
-            connection.execute(f"create database {DATABASE} encoding 'UTF8' template template0")
+            # text compares byte by byte: sorts and indexes are built in half the time of libc's C.UTF-8
+            connection.execute(
+                f"create database {DATABASE} encoding 'UTF8' template template0"
+                " locale_provider builtin builtin_locale 'C.UTF-8'"
+            )
     (data / ".ready").touch()
     return running
 

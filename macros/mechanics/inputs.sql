@@ -9,7 +9,8 @@ scope */
 {% endmacro %}
 
 
-{# A query that must return no row before the model may be published; runs in the writing transaction. #}
+{# A query that must return no row before the model may be published; runs in the writing transaction. With in_scope()
+   it looks at the touched keys. #}
 {% macro audit(name) %}
 /* audit {{ name }}
 {{ without_comments(caller()) }}
@@ -17,8 +18,10 @@ audit */
 {% endmacro %}
 
 
-{# Comments do not nest everywhere: the mark of as_of() is written without one inside of them. #}
-{% macro without_comments(sql) %}{{ return(sql.replace('current_timestamp /* as of */', '@as of@')) }}{% endmacro %}
+{# Comments do not nest everywhere: inside of one, the marks are written without. #}
+{% macro without_comments(sql) %}
+{{ return(modules.re.sub('/\* (in scope .*?) \*/', '@ \\1 @', sql.replace('current_timestamp /* as of */', '@as of@'))) }}
+{% endmacro %}
 
 
 {# The predicate that narrows a source to the touched keys: `where {{ in_scope('org_id, device_id') }}`. #}
@@ -35,6 +38,12 @@ audit */
 
 {# Inside scope(): rows of a landing table written by transactions that this model has not consumed. #}
 {% macro landed(table) %}@landed {{ source('landing', table) }}@{% endmacro %}
+
+
+{# Inside audit(): the transaction from which on rows of a landing table are not yet in the model. #}
+{% macro consumed(model_name, table) -%}
+(select cast(positions ->> '{{ source('landing', table) }}' as xid8) from {{ state_schema() }}.model_state where model = '{{ ref(model_name).identifier }}')
+{%- endmacro %}
 
 
 {# All rows of a model with weight 1; in an increment, its unconsumed changes with weight 1 (new) or -1 (old). #}

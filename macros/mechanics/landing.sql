@@ -134,7 +134,7 @@ referencing old table as removed for each statement execute function {{ landing 
 create or replace trigger events_truncated after truncate on {{ landing }}.events
 for each statement execute function {{ landing }}.record_removed_events();
 
-{{ url_functions_ddl(landing) }}
+{{ event_functions_ddl(landing) }}
 {% endmacro %}
 
 
@@ -150,10 +150,16 @@ for each statement execute function {{ landing }}.record_removed_events();
 {%- endmacro %}
 
 
+{# Written so that the planner expects it to be rare. #}
+{% macro is_too_large(properties) -%}
+sign(pg_column_size({{ properties }}) - {{ var('properties_max_bytes') }}) = 1
+{%- endmacro %}
+
+
 {# Why a row of the landing table cannot be used: the stored reason, or its size, which PostgreSQL cannot store a
    judgement of. Size is as stored, that is compressed. #}
 {% macro landed_rejection_reason() -%}
-coalesce(rejection_reason, case when pg_column_size(properties) > {{ var('properties_max_bytes') }} then 'properties_too_large' end)
+coalesce(rejection_reason, case when {{ is_too_large('properties') }} then 'properties_too_large' end)
 {%- endmacro %}
 
 
@@ -177,8 +183,10 @@ end
 {% endmacro %}
 
 
-{# Text functions that models use on urls: a decoder of %-escapes that never fails, and the value of one parameter. #}
-{% macro url_functions_ddl(schema) %}
+{# Functions of single events that models use. Functions, because a correlated subquery keeps a query from running
+   in parallel: a decoder of %-escapes that never fails, the value of a url's parameter, which of several parameters
+   an event carries, why its traffic is internal, and the session that an event continues. #}
+{% macro event_functions_ddl(schema) %}
 create or replace function {{ schema }}.url_decode(encoded text) returns text
 language plpgsql immutable strict parallel safe as $$
 declare
@@ -205,4 +213,38 @@ language sql immutable strict parallel safe as $$
     select case when value like '%\%%' or value like '%+%' then {{ schema }}.url_decode(value) else value end
     from (select nullif(substring(url from '(?i)[?&]' || parameter || '=([^&#]*)'), '') as value) as found
 $$;
+
+-- The first of `parameters` that the properties or the url give, with its value: {parameter, value}.
+create or replace function {{ schema }}.first_parameter(properties jsonb, url text, parameters text[]) returns text[]
+language sql immutable parallel safe as $$
+    select array[parameter, value]
+    from unnest(parameters) with ordinality as given (parameter, place)
+    cross join lateral (select coalesce(properties ->> parameter, {{ schema }}.url_parameter(url, parameter)) as value) as found
+    where value is not null
+    order by place
+    limit 1
+$$;
+
+-- rules: rows of the seed internal_traffic as an array of objects.
+create or replace function {{ schema }}.internal_traffic_reason(org_id text, host text, properties jsonb, rules jsonb) returns text
+language sql immutable parallel safe as $$
+    select min(rule ->> 'reason')
+    from jsonb_array_elements(rules) as rule
+    where rule ->> 'org_id' in ('*', org_id)
+        and case when rule ->> 'field' = 'host' then host else properties ->> substr(rule ->> 'field', 12) end ~* (rule ->> 'pattern')
+$$;
+
+-- As a window over a device's events in order: {start of the event's session, time of the event}. A session ends before
+-- an event that comes more than `timeout` after the one before, or more than `longest` after the session's start.
+create or replace function {{ schema }}.continue_session(session timestamptz[], occurred_at timestamptz, timeout interval, longest interval)
+returns timestamptz[] language plpgsql immutable parallel safe as $$
+begin
+    if occurred_at - session[2] <= timeout and occurred_at - session[1] <= longest then
+        return array[session[1], occurred_at];
+    end if;
+    return array[occurred_at, occurred_at];
+end $$;
+create or replace aggregate {{ schema }}.session_of(occurred_at timestamptz, timeout interval, longest interval) (
+    sfunc = {{ schema }}.continue_session, stype = timestamptz[]
+);
 {% endmacro %}

@@ -9,7 +9,9 @@
    add: true (rows are sums of delta() rows: an increment is added instead of recomputed), indexes. #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
-    {%- set fresh = load_cached_relation(this) is none -%}
+    {%- set existing = load_cached_relation(this) -%}
+    {%- if existing and existing.is_view -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
+    {%- set fresh = existing is none or existing.is_view -%}
     {%- do run_hooks(pre_hooks) -%}
 
     {% call statement('lock') %}
@@ -95,9 +97,14 @@
     {%- set plan.idle = true -%}
     {%- do record_state(plan) -%}
 {%- else -%}
-    {%- set plan.sql = modules.re.sub('true /\* in scope (\(.*?\)) \*/', '\\1 in (select ' ~ plan.scope_keys ~ ' from touched)', plan.sql) -%}
-    {%- set plan.sql = modules.re.sub('true /\* in scope days \((.*?)\) (\S+) \*/', touched_days('\\1', '\\2'), plan.sql) -%}
+    {%- set plan.sql = in_touched(plan.sql, plan.scope_keys) -%}
 {%- endif -%}
+{% endmacro %}
+
+
+{% macro in_touched(sql, keys) %}
+{%- set narrowed = modules.re.sub('true (?:/\*|@) in scope (\(.*?\)) (?:\*/|@)', '\\1 in (select ' ~ keys ~ ' from touched)', sql) -%}
+{{ return(modules.re.sub('true (?:/\*|@) in scope days \((.*?)\) (\S+) (?:\*/|@)', touched_days('\\1', '\\2'), narrowed)) }}
 {% endmacro %}
 
 

@@ -157,6 +157,7 @@
 
 {% macro run_audits(plan) %}
 {%- for name, query in plan.audits -%}
+    {%- set query = in_touched(query, plan.scope_keys) if plan.scope_keys and not plan.full else modules.re.sub('@ in scope .*? @', '', query) -%}
     {%- set found = run_query('select count(*) from (' ~ at_this_moment(query) ~ ') as violations').columns[0].values()[0] -%}
     {%- if found > 0 -%}
         {%- do exceptions.raise_compiler_error('Audit ' ~ name ~ ' of ' ~ this.identifier ~ ' found ' ~ found ~ ' rows. Nothing was published: readers keep the last good state. The query is in the compiled model.') -%}

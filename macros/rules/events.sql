@@ -6,15 +6,24 @@
 {%- endmacro %}
 
 
+{# A number that deliveries of the same event share. #}
+{% macro event_number(event) -%}
+hashtextextended({{ event }}.org_id || ' ' || {{ event }}.event_id, 0)
+{%- endmacro %}
+
+
 {# Text that says yes, as collectors write it. #}
 {% macro is_true(text) -%}
 coalesce(lower({{ text }}) in ('true', '1', 'yes', 'on', 't', 'y'), false)
 {%- endmacro %}
 
 
-{# A number that may have come as text; anything else is null. #}
-{% macro number_or_null(text) -%}
-case when {{ text }} ~ '^\s*\+?[0-9]{1,11}(\.[0-9]*)?\s*$' then cast({{ text }} as numeric) end
+{# A number of 0 or more among the properties, also one that came as text; anything else is null. #}
+{% macro number_or_null(key) -%}
+case jsonb_typeof(properties -> '{{ key }}')
+            when 'number' then case when cast(properties -> '{{ key }}' as numeric) >= 0 then cast(properties -> '{{ key }}' as numeric) end
+            when 'string' then case when properties ->> '{{ key }}' ~ '^\s*\+?[0-9]{1,11}(\.[0-9]*)?\s*$' then cast(properties ->> '{{ key }}' as numeric) end
+        end
 {%- endmacro %}
 
 
@@ -46,6 +55,12 @@ case when {{ host }} like '%.%.%' then substr({{ host }}, strpos({{ host }}, '.'
 {%- endmacro %}
 
 
+{# The same for any of the domains, given as text with semicolons between them. #}
+{% macro is_host_of_any(host, domains) -%}
+'.' || {{ host }} like any (string_to_array('%.' || replace({{ domains }}, ';', ';%.'), ';'))
+{%- endmacro %}
+
+
 {# The calendar day of a moment in the organisation's time zone. #}
 {% macro local_date(moment, time_zone) -%}
 cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_zone") }}') as date)
@@ -53,14 +68,25 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 
 
 {# A small seed as one row with one JSON object, to be cross joined: a look-up whose size the planner cannot misjudge,
-   and that parallel workers may do (scalar subqueries keep a plan serial). #}
+   and that parallel workers may do (a correlated subquery keeps a plan serial). #}
 {% macro lookup(name, relation, key, value, where='true') -%}
 (select coalesce(jsonb_object_agg({{ key }}, {{ value }}), '{}') as {{ name }} from {{ relation }} where {{ where }}) as {{ name }}_lookup
 {%- endmacro %}
 
 
+{# Hosts that a sample of the landing table shows, and whether a rule of internal_traffic matches each: most events are
+   spared the match, which is as dear as all else together. What the sample misses is matched itself. #}
+{% macro common_hosts_lookup() -%}
+(
+        select coalesce(jsonb_object_agg(hosts.host, hosts.host ~* rules.pattern) filter (where hosts.host is not null), '{}') as common_hosts
+        from (select distinct {{ url_host('url') }} as host from {{ var('landing_schema') }}.events tablesample system (0.1)) as hosts
+        cross join (select string_agg(pattern, '|') as pattern from {{ ref('internal_traffic') }} where field = 'host') as rules
+    ) as common_hosts_lookup
+{%- endmacro %}
+
+
 {# Ends a step: what it computes is computed once, although later steps use it several times. #}
-{% macro computed_once() -%}offset 0{%- endmacro %}
+{% macro computed_once() -%}offset '0'{%- endmacro %}
 
 
 {# An event's canonical type: the org's own row of the taxonomy, else everybody's; types that it does not list are kept.

@@ -6,20 +6,13 @@
 {% call scope('org_id, event_id') %}
 select org_id, event_id from ({{ landed_events() }}) as landed
 {% endcall %}
-with events as not materialized (
-    select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
+with deliveries as not materialized (
+    select * from {{ ref('stg_events') }}
+    where {{ in_scope('org_id, event_id') }}
+        and lower(btrim(event_type)) in (select source_event_type from {{ ref('event_taxonomy') }} where event_type = 'consent')
 ),
-candidates as (
-    select distinct org_id, event_id
-    from events
-    where lower(btrim(event_type)) in (select source_event_type from {{ ref('event_taxonomy') }} where event_type = 'consent')
-),
-deliveries as (
-    select
-        events.*,
-        row_number() over (partition by events.org_id, events.event_id order by {{ delivery_order('events') }}) as delivery_number
-    from events
-    join candidates on candidates.org_id = events.org_id and candidates.event_id = events.event_id
+repeated as (
+    select * from {{ ref('int_repeated_deliveries') }}
 ),
 final as (
     select
@@ -34,6 +27,8 @@ final as (
     from deliveries
     cross join {{ taxonomy_lookup() }}
     join {{ ref('consent_states') }} as states on states.consent_state = lower(btrim(deliveries.properties ->> 'consent'))
-    where delivery_number = 1 and {{ canonical_event_type('deliveries') }} = 'consent'
+    left join repeated
+        on repeated.landing_id = deliveries.landing_id and repeated.org_id = deliveries.org_id and repeated.event_id = deliveries.event_id
+    where repeated.landing_id is null and {{ canonical_event_type('deliveries') }} = 'consent'
 )
 select * from final

@@ -1,13 +1,18 @@
--- Grain: one row per org, sender (device or user) and period in which one consent statement holds.
-{{ config(materialized='view') }}
+-- Grain: one row per org, sender (device or user) and moment from which a consent statement holds, until the next one.
+{{ config(unique_key=['org_id', 'sender_type', 'sender_id', 'valid_from']) }}
+{% call scope('org_id, sender_type, sender_id') %}
+select org_id, 'device' as sender_type, anonymous_id as sender_id from {{ changes('int_consent_events') }} as of_devices where anonymous_id is not null
+union all
+select org_id, 'user', user_id from {{ changes('int_consent_events') }} as of_users where user_id is not null
+{% endcall %}
 with statements as (
     select org_id, 'device' as sender_type, anonymous_id as sender_id, consent_state, is_opted_out, is_consented, occurred_at, event_id
     from {{ ref('int_consent_events') }}
-    where anonymous_id is not null
+    where anonymous_id is not null and {{ in_scope("org_id, 'device', anonymous_id") }}
     union all
     select org_id, 'user', user_id, consent_state, is_opted_out, is_consented, occurred_at, event_id
     from {{ ref('int_consent_events') }}
-    where user_id is not null
+    where user_id is not null and {{ in_scope("org_id, 'user', user_id") }}
 ),
 final as (
     select

@@ -9,26 +9,17 @@ with events as (
         {{ label('utm_campaign') }} as given_campaign,
         case
             when referrer_host is null or {{ is_host_of('referrer_host', 'host') }} or {{ is_host_of('host', 'referrer_host') }} then null
-            when exists (select from unnest(string_to_array(own_domains, ';')) as domain where {{ is_host_of('referrer_host', 'domain') }}) then null
+            when {{ is_host_of_any('referrer_host', 'own_domains') }} then null
             else referrer_host
         end as external_host,
         case
             when properties ?| click_parameters
                 or (url like '%?%' and url ~* click_pattern)
-                then (
-                    select jsonb_build_object('type', parameter, 'source', source, 'medium', medium, 'value', click_id)
-                    from {{ ref('click_ids') }}
-                    cross join lateral (
-                        select coalesce(properties ->> parameter, {{ var('landing_schema') }}.url_parameter(url, parameter)) as click_id
-                    ) as given
-                    where click_id is not null
-                    order by priority, parameter
-                    limit 1
-                )
+                then {{ var('landing_schema') }}.first_parameter(properties, url, click_parameters)
         end as click
     from {{ ref('int_event_deliveries') }} as deliveries
     cross join (
-        select array_agg(parameter) as click_parameters, '[?&](' || string_agg(parameter, '|') || ')=' as click_pattern
+        select array_agg(parameter order by priority, parameter) as click_parameters, '[?&](' || string_agg(parameter, '|') || ')=' as click_pattern
         from {{ ref('click_ids') }}
     ) as click_rules
     {{ computed_once() }}
@@ -39,6 +30,7 @@ found as (
         coalesce(source_aliases ->> given_source, given_source) as label_source,
         coalesce(medium_aliases ->> given_medium, given_medium) as label_medium,
         coalesce(campaign_aliases ->> given_campaign, given_campaign) as label_campaign,
+        click_sources -> click[1] as click_source,
         case
             when external_host is not null then coalesce(
                 hosts -> external_host,
@@ -51,6 +43,7 @@ found as (
     cross join {{ lookup('source_aliases', ref('utm_aliases'), 'alias', 'value', "field = 'source'") }}
     cross join {{ lookup('medium_aliases', ref('utm_aliases'), 'alias', 'value', "field = 'medium'") }}
     cross join {{ lookup('campaign_aliases', ref('utm_aliases'), 'alias', 'value', "field = 'campaign'") }}
+    cross join {{ lookup('click_sources', ref('click_ids'), 'parameter', "jsonb_build_object('source', source, 'medium', medium)") }}
     cross join {{ lookup('hosts', ref('int_referrer_hosts'), 'host', "jsonb_build_object('source', source, 'medium', medium, 'is_ignored', is_ignored)") }}
     {{ computed_once() }}
 ),
@@ -64,10 +57,10 @@ final as (
     select
         *,
         coalesce(label_source, label_medium, label_campaign) is not null or click is not null or referrer is not null as has_touch,
-        coalesce(label_source, click ->> 'source', referrer ->> 'source') as touch_source,
-        coalesce(label_medium, click ->> 'medium', case when label_source is null then referrer ->> 'medium' end) as touch_medium,
-        click ->> 'type' as click_id_type,
-        left(click ->> 'value', {{ var('label_max_characters') }}) as click_id
+        coalesce(label_source, click_source ->> 'source', referrer ->> 'source') as touch_source,
+        coalesce(label_medium, click_source ->> 'medium', case when label_source is null then referrer ->> 'medium' end) as touch_medium,
+        click[1] as click_id_type,
+        left(click[2], {{ var('label_max_characters') }}) as click_id
     from judged
 )
 select * from final

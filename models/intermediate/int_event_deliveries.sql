@@ -4,13 +4,7 @@ with deliveries as not materialized (
     select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
 ),
 repeated as (
-    select org_id, event_id from deliveries group by org_id, event_id having count(*) > 1
-),
-superseded as (
-    select unnest((array_agg(deliveries.landing_id order by {{ delivery_order('deliveries') }}))[2:]) as landing_id
-    from deliveries
-    join repeated on repeated.org_id = deliveries.org_id and repeated.event_id = deliveries.event_id
-    group by deliveries.org_id, deliveries.event_id
+    select * from {{ ref('int_repeated_deliveries') }}
 ),
 final as (
     select
@@ -38,7 +32,9 @@ final as (
     from deliveries
     cross join {{ taxonomy_lookup() }}
     left join {{ ref('orgs') }} as orgs on orgs.org_id = deliveries.org_id
-    where not exists (select from superseded where superseded.landing_id = deliveries.landing_id)
+    left join repeated
+        on repeated.landing_id = deliveries.landing_id and repeated.org_id = deliveries.org_id and repeated.event_id = deliveries.event_id
+    where repeated.landing_id is null
     {{ computed_once() }}
 )
 select * from final

@@ -10,21 +10,18 @@ with events as (
         lower(btrim(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType'))) as effective_type,
         case
             when properties ?| internal_properties
-                or host ~* internal_hosts
-                then (
-                    select min(rules.reason)
-                    from {{ ref('internal_traffic') }} as rules
-                    where rules.org_id in ('*', campaigns.org_id)
-                        and case when rules.field = 'host' then host else properties ->> substr(rules.field, 12) end ~* rules.pattern
-                )
+                or coalesce(cast(common_hosts ->> host as boolean), host ~* internal_hosts)
+                then {{ var('landing_schema') }}.internal_traffic_reason(campaigns.org_id, host, properties, internal_rules)
         end as internal_reason
     from {{ ref('int_event_campaigns') }} as campaigns
     cross join (
         select
+            jsonb_agg(jsonb_build_object('org_id', org_id, 'field', field, 'pattern', pattern, 'reason', reason)) as internal_rules,
             array_agg(distinct substr(field, 12)) filter (where field like 'properties.%') as internal_properties,
             string_agg(pattern, '|') filter (where field = 'host') as internal_hosts
         from {{ ref('internal_traffic') }}
-    ) as internal_rules
+    ) as internal_lookup
+    cross join {{ common_hosts_lookup() }}
     {{ computed_once() }}
 ),
 agents as (

@@ -5,6 +5,7 @@
     indexes=[
         {'columns': ['org_id', 'device_id', 'occurred_at']},
         {'columns': ['occurred_at'], 'type': 'brin'},
+        {'columns': ['received_at'], 'type': 'brin'},
     ],
     partial_indexes=[
         {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
@@ -59,10 +60,10 @@ select
     pending_user_agent_id,
     landing_id,
     case
-        when properties ? 'page_load_ms' and {{ number_or_null("properties ->> 'page_load_ms'") }} <= {{ var('page_load_max_ms') }}
-            then cast({{ number_or_null("properties ->> 'page_load_ms'") }} as integer)
+        when properties ? 'page_load_ms' and {{ number_or_null('page_load_ms') }} <= {{ var('page_load_max_ms') }}
+            then cast({{ number_or_null('page_load_ms') }} as integer)
     end as page_load_ms,
-    case when event_type in ('purchase', 'refund') then {{ number_or_null("properties ->> 'revenue'") }} end as revenue_amount,
+    case when event_type in ('purchase', 'refund') then {{ number_or_null('revenue') }} end as revenue_amount,
     has_touch,
     is_bot,
     internal_reason is not null as is_internal,

@@ -1,7 +1,11 @@
--- Grain: one row per org and event of a person on a device: its visitor and where its session starts.
+-- Grain: one row per org and event of a person on a device: its visitor, where its session starts, what it is the first to say in it.
 {{ config(materialized='ephemeral') }}
 with events as (
-    select *
+    select
+        *,
+        case when has_touch then occurred_at end as touched_at,
+        case when device_type <> 'unknown' then occurred_at end as device_known_at,
+        case when network_type <> 'unknown' then occurred_at end as network_known_at
     from {{ ref('int_events_enriched') }}
     where {{ in_scope('org_id, device_id') }}
         and device_id is not null
@@ -11,28 +15,28 @@ with events as (
 devices as (
     select * from {{ ref('int_devices') }}
 ),
-starts as (
+sessions as (
     select
         *,
-        case
-            when occurred_at - lag(occurred_at) over (partition by org_id, device_id order by occurred_at, event_id)
-                <= interval '{{ var("session_timeout_seconds") }} seconds' then null
-            else occurred_at
-        end as starts_chain_at
+        ({{ var('landing_schema') }}.session_of(
+            occurred_at, interval '{{ var("session_timeout_seconds") }} seconds', interval '{{ var("session_max_hours") }} hours'
+        ) over (so_far rows unbounded preceding))[1] as session_started_at,
+        max(touched_at) over before as touched_before_at,
+        max(device_known_at) over before as device_known_before_at,
+        max(network_known_at) over before as network_known_before_at
     from events
-),
-chains as (
-    select
-        *,
-        max(starts_chain_at) over (partition by org_id, device_id order by occurred_at, event_id) as chain_started_at
-    from starts
+    window
+        so_far as (partition by org_id, device_id order by occurred_at, event_id),
+        before as (so_far rows between unbounded preceding and 1 preceding)
 ),
 final as (
     select
-        chains.*,
-        {{ visitor_id('chains', 'devices') }} as visitor_id,
-        {{ session_started_at('chains') }} as session_started_at
-    from chains
-    left join devices on devices.org_id = chains.org_id and devices.device_id = chains.device_id
+        sessions.*,
+        {{ visitor_id('sessions', 'devices') }} as visitor_id,
+        touched_at is not null and coalesce(touched_before_at < session_started_at, true) as is_first_touch,
+        device_known_at is not null and coalesce(device_known_before_at < session_started_at, true) as is_first_device,
+        network_known_at is not null and coalesce(network_known_before_at < session_started_at, true) as is_first_network
+    from sessions
+    left join devices on devices.org_id = sessions.org_id and devices.device_id = sessions.device_id
 )
 select * from final

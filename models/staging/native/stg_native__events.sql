@@ -14,4 +14,4 @@ select
     occurred_at,
     received_at
 from {{ source('landing', 'events') }}
-where rejection_reason is null and pg_column_size(properties) <= {{ var('properties_max_bytes') }}
+where rejection_reason is null and not {{ is_too_large('properties') }}

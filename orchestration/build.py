@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import psycopg
 
 from orchestration import database, dbt
 from orchestration.errors import CheckFailed, UserError
@@ -15,6 +18,8 @@ from orchestration.load import ensure_landing_tables, parse_new_user_agents
 from orchestration.settings import target_folder
 
 LOCK_HELD = "AUDIENCE_BUILD_LOCK"
+# A server notices within about a second that a killed dbt has left, when it looks (client_connection_check_interval).
+LEAVING_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -69,24 +74,35 @@ def parse_as_of(text: str) -> str:
 
 
 @contextmanager
-def build_lock() -> Iterator[None]:
-    """Holds the database lock of the target schema; a dbt typed by hand finds it taken.
+def build_lock() -> Iterator[psycopg.Connection]:
+    """Holds the database lock of the target schema, on the connection that it yields; a dbt typed by hand finds it taken.
 
     Raises UserError when another build holds it.
     """
     with database.connect(autocommit=True, application_name="audience build") as connection:
         key = f"audience build {target_schema()}"
         taken = connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 42))", [key]).fetchone()
-        # A dbt typed by hand keeps no lock between its models, but its connections carry its name.
-        typed = connection.execute(
-            "select count(*) from pg_stat_activity where datname = current_database() and application_name = %s",
-            [f"dbt {target_schema()}"],
-        ).fetchone()
-        if not taken[0] or typed[0]:
+        if not taken[0] or _typed_dbt_stays(connection):
             raise UserError(
                 f"Another build of schema {target_schema()} is running: wait for it to end, then run this again."
             )
-        yield
+        yield connection
+
+
+def _typed_dbt_stays(connection: psycopg.Connection) -> bool:
+    """Whether a dbt without the lock is at work: one typed by hand, told by the name of its connections.
+
+    What a killed one left behind goes within seconds, and is waited for.
+    """
+    until = time.monotonic() + LEAVING_SECONDS
+    while connection.execute(
+        "select 1 from pg_stat_activity where datname = current_database() and application_name = %s",
+        [f"dbt {target_schema()}"],
+    ).fetchone():
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def build(
@@ -108,9 +124,9 @@ def build(
         arguments += ["--full-refresh"]
     if select:
         arguments += ["--select", select]
-    with build_lock():
+    with build_lock() as lock:
         parse_landed_user_agents()
-        return _run(arguments, progress)
+        return _run(arguments, progress, lock)
 
 
 def parse_landed_user_agents() -> None:
@@ -120,10 +136,13 @@ def parse_landed_user_agents() -> None:
         parse_new_user_agents(connection)
 
 
-def _run(arguments: list[str], progress: Callable[[int, int, str], None] | None) -> BuildReport:
+def _run(
+    arguments: list[str], progress: Callable[[int, int, str], None] | None, lock: psycopg.Connection
+) -> BuildReport:
     started = datetime.now(UTC)
     output: list[str] = []
-    with dbt.start(*arguments, variables={LOCK_HELD: "held"}) as process:
+    # dbt inherits the lock's connection: were this process killed, the lock would last until its dbt has ended
+    with dbt.start(*arguments, variables={LOCK_HELD: "held"}, keep_open=[lock.fileno()]) as process:
         for line in process.stdout or ():
             _follow(line, output, progress)
     report = BuildReport(_results(started), (datetime.now(UTC) - started).total_seconds())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestration import database
@@ -28,8 +29,10 @@ def command(*arguments: str) -> list[str]:
     ]
 
 
-def start(*arguments: str, variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Starts dbt with JSON log lines on its standard output."""
+def start(
+    *arguments: str, variables: dict[str, str] | None = None, keep_open: Sequence[int] = ()
+) -> subprocess.Popen[str]:
+    """Starts dbt with JSON log lines on its standard output. keep_open: files of this process that it inherits."""
     return subprocess.Popen(
         command("--log-format", "json", "--no-use-colors", *arguments),
         env={**database.environment(), **(variables or {})},
@@ -37,6 +40,7 @@ def start(*arguments: str, variables: dict[str, str] | None = None) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        pass_fds=keep_open,
     )
 
 

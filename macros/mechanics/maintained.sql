@@ -59,6 +59,13 @@
 {%- set state = maintained_state(feeds, landings) -%}
 {%- set known = state.model is not none and not fresh -%}
 {%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}
+{%- if full and config.get('add') and feeds -%}
+    {#- A sum made anew reads all rows: what is committed between the look and the read would be added again later. -#}
+    {% call statement('still') %}
+        lock table {% for name, schema in feeds %}"{{ schema }}"."{{ name }}__changes"{{ ', ' if not loop.last }}{% endfor %} in share mode;
+    {% endcall %}
+    {%- set state = maintained_state(feeds, landings) -%}
+{%- endif -%}
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,

@@ -56,6 +56,23 @@ create table if not exists {{ state_schema() }}.model_state (
     built_at timestamptz not null
 );
 alter table {{ state_schema() }}.model_state add column if not exists documentation text;
+
+-- Numbers of changes. They begin at the microseconds since 1970, so that none comes twice when this schema was lost;
+-- tables of changes that outlived it are numbered by it again.
+do $$
+declare
+    feed text;
+begin
+    execute format('create sequence if not exists {{ state_schema() }}.change_id start with %s',
+        cast(extract(epoch from clock_timestamp()) * 1000000 as bigint));
+    for feed in
+        select format('%I.%I', table_schema, table_name) from information_schema.columns
+        where (table_schema = '{{ target.schema }}' or table_schema like '{{ target.schema }}\_%')
+            and table_name like '%\_\_changes' and column_name = 'change_id' and column_default is null
+    loop
+        execute format('alter table %s alter change_id set default nextval(''{{ state_schema() }}.change_id'')', feed);
+    end loop;
+end $$;
 {% endmacro %}
 
 
@@ -67,7 +84,9 @@ alter table {{ state_schema() }}.model_state add column if not exists documentat
 {% endmacro %}
 
 {% macro prune_changes_sql() %}
-{%- set consumers = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | map(attribute='name') | list -%}
+{%- set models = graph.nodes.values() | selectattr('resource_type', 'equalto', 'model') | list -%}
+{%- set consumers = models | map(attribute='name') | list -%}
+{%- set schemas = models | map(attribute='schema') | unique | list -%}
 do $$
 declare
     feed record;
@@ -76,16 +95,20 @@ begin
     for feed in
         select tables.relid::regclass as name, replace(tables.relname, '__changes', '') as model
         from pg_stat_user_tables as tables
-        where tables.schemaname like '{{ target.schema }}%' and tables.relname like '%\_\_changes'
+        where tables.schemaname in ('{{ schemas | join("', '") }}') and tables.relname like '%\_\_changes'
     loop
         execute format('select max(change_id) from %s', feed.name) into newest;
-        if newest is not null and newest <= (
-            select min(cast(positions ->> feed.model as bigint)) from {{ state_schema() }}.model_state
-            where positions ? feed.model and model in ('{{ consumers | join("', '") }}')
-        ) then
+        if newest is not null then
             begin
-                set local lock_timeout = '1s';
-                execute format('truncate %s', feed.name);
+                -- The lock before the look: what a build beside this one commits in between would be emptied unread.
+                execute format('lock table %s in access exclusive mode nowait', feed.name);
+                execute format('select max(change_id) from %s', feed.name) into newest;
+                if newest <= (
+                    select min(cast(positions ->> feed.model as bigint)) from {{ state_schema() }}.model_state
+                    where positions ? feed.model and model in ('{{ consumers | join("', '") }}')
+                ) then
+                    execute format('truncate %s', feed.name);
+                end if;
             exception when lock_not_available then
                 null;  -- a build beside this one is writing changes: they are emptied after a later run
             end;

@@ -3,81 +3,31 @@
 from __future__ import annotations
 
 import csv
-import os
-import random
 import shutil
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from orchestration import database, dbt
 from orchestration.build import BuildReport, build, build_lock
 from orchestration.errors import UserError
 from orchestration.load import load_files
-from orchestration.sample import write_sample
 from orchestration.settings import project_dir
+from tests.projects import AS_OF, Project, audience, shuffled_sample
 
 PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "seeds", "tests/dbt")
-END = date(2026, 6, 30)
-AS_OF = "2026-07-01T12:00:00+00:00"
 # Builds before the last: what is ahead of their moment waits, and days pass between them.
 EARLIER = ("2026-05-10T09:00:00+00:00", "2026-06-26T02:00:00+00:00")
 
-TABLES = """
-select namespaces.nspname, classes.relname
-from pg_class as classes join pg_namespace as namespaces on namespaces.oid = classes.relnamespace
-where classes.relkind = 'r' and classes.relname !~ '__changes$'
-    and (namespaces.nspname = %(schema)s or namespaces.nspname like %(schema)s || '\\_%%')
-    and namespaces.nspname !~ '_(state|seeds)$'
-"""
-
 
 @dataclass
-class Project:
+class Copy(Project):
     """A copy of the dbt project with the sample of one seed, loaded and built in shuffled batches."""
 
-    folder: Path
-    connection: psycopg.Connection
-    schemas: int = 0
-
-    def tables(self, schema: str) -> dict[str, tuple[str, str]]:
-        found = self.connection.execute(TABLES, {"schema": schema}).fetchall()
-        return {name.removeprefix(schema) + "." + table: (name, table) for name, table in found}
-
-    def rows(self, schema: str, where_they_lie: bool = False) -> dict[str, Counter[tuple[str, ...]]]:
-        """Every row of every table as text; on request with what a rewrite of an equal row would change."""
-        place = ", t.xmin::text, t.ctid::text" if where_they_lie else ""
-        return {
-            name: Counter(self.connection.execute(f'select t::text{place} from "{namespace}"."{table}" as t'))
-            for name, (namespace, table) in self.tables(schema).items()
-        }
-
-    def rebuild(self) -> str:
-        """A first build into a schema of its own, from the same landing tables; its name."""
-        self.schemas += 1
-        name = f"fresh{self.schemas}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AUDIENCE_SCHEMA", name)
-            build(as_of=AS_OF)
-        return name
-
-    def assert_equals_a_rebuild(self) -> None:
-        found, expected = self.rows("audience"), self.rows(self.rebuild())
-        assert found.keys() == expected.keys()
-        differing = {
-            name: {"too many": some(found[name] - rows), "missing": some(rows - found[name])}
-            for name, rows in expected.items()
-            if found[name] != rows
-        }
-        assert differing == {}
+    folder: Path = Path()
 
     def edit_seed(self, name: str, edit: Callable[[dict[str, str]], None], *added: dict[str, str]) -> None:
         path = self.folder / "seeds" / f"{name}.csv"
@@ -92,33 +42,12 @@ class Project:
             writer.writerows([*rows, *added])
 
 
-def some(rows: Counter[tuple[str, ...]]) -> list[str]:
-    return [text for text, *_ in list(rows)[:3]]
-
-
 def unchanged(row: dict[str, str]) -> None:
     """For edit_seed: leaves the rows as they are."""
 
 
-def shuffled_sample(folder: Path) -> list[Path]:
-    """The sample's rows dealt to three files, so that every session, order and login arrives in pieces."""
-    load_files([file.path for file in write_sample(folder / "sample", events=3_000, seed=11, end=END)])
-    ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
-    with database.connect(autocommit=True) as connection:
-        rows = connection.execute(
-            f"select (to_jsonb(events) - {ours})::text from analytics.events order by landing_id"
-        ).fetchall()
-        for table in ("events", "events_removed", "user_agents"):
-            connection.execute(f"truncate analytics.{table}")
-    random.Random(11).shuffle(rows)
-    files = [folder / f"batch_{number}.ndjson" for number in range(3)]
-    for number, file in enumerate(files):
-        file.write_text("".join(f"{row}\n" for (row,) in rows[number::3]))
-    return files
-
-
 @pytest.fixture(scope="module")
-def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
     folder = tmp_path_factory.mktemp("build") / "project"
     for part in PROJECT_PARTS:
         source, copy = project_dir() / part, folder / part
@@ -136,7 +65,7 @@ def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
             load_files([batch])
             build(as_of=moment)
         with database.connect(autocommit=True) as connection:
-            yield Project(folder, connection)
+            yield Copy(connection, folder=folder)
 
 
 def written(report: BuildReport) -> dict[str, int | None]:
@@ -235,12 +164,6 @@ def test_a_build_beside_a_dbt_typed_by_hand_is_refused(project):
         typed = dbt.run("build", "--select", "orgs")
     assert typed.returncode != 0
     assert "Another build of schema audience is running: wait" in typed.stdout
-
-
-def audience(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "orchestration.cli", *arguments], env=os.environ, capture_output=True, text=True
-    )
 
 
 def test_what_an_audit_or_a_test_finds_is_not_published_and_fails_the_build(project):

@@ -1,0 +1,97 @@
+"""A project built again and again in a test: its tables, and what a rebuild from the landing tables says they must be."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from orchestration import database
+from orchestration.build import build
+from orchestration.load import load_files
+from orchestration.sample import write_sample
+
+END = date(2026, 6, 30)
+AS_OF = "2026-07-01T12:00:00+00:00"
+
+TABLES = """
+select namespaces.nspname, classes.relname
+from pg_class as classes join pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+where classes.relkind = 'r' and classes.relname !~ '__changes$'
+    and (namespaces.nspname = %(schema)s or namespaces.nspname like %(schema)s || '\\_%%')
+    and namespaces.nspname !~ '_(state|seeds)$'
+"""
+
+
+@dataclass
+class Project:
+    """A project that builds the schema `audience` of the database in use."""
+
+    connection: psycopg.Connection
+    schemas: int = 0
+
+    def tables(self, schema: str) -> dict[str, tuple[str, str]]:
+        found = self.connection.execute(TABLES, {"schema": schema}).fetchall()
+        return {name.removeprefix(schema) + "." + table: (name, table) for name, table in found}
+
+    def rows(self, schema: str, where_they_lie: bool = False) -> dict[str, Counter[tuple[str, ...]]]:
+        """Every row of every table as text; on request with what a rewrite of an equal row would change."""
+        place = ", t.xmin::text, t.ctid::text" if where_they_lie else ""
+        return {
+            name: Counter(self.connection.execute(f'select t::text{place} from "{namespace}"."{table}" as t'))
+            for name, (namespace, table) in self.tables(schema).items()
+        }
+
+    def rebuild(self) -> str:
+        """A first build into a schema of its own, from the same landing tables; its name."""
+        self.schemas += 1
+        name = f"fresh{self.schemas}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUDIENCE_SCHEMA", name)
+            build(as_of=AS_OF)
+        return name
+
+    def assert_equals_a_rebuild(self) -> None:
+        found, expected = self.rows("audience"), self.rows(self.rebuild())
+        assert found.keys() == expected.keys()
+        differing = {
+            name: {"too many": some(found[name] - rows), "missing": some(rows - found[name])}
+            for name, rows in expected.items()
+            if found[name] != rows
+        }
+        assert not differing, differing
+
+
+def some(rows: Counter[tuple[str, ...]]) -> list[str]:
+    return [text for text, *_ in list(rows)[:3]]
+
+
+def shuffled_sample(folder: Path, events: int = 3_000, files: int = 3) -> list[Path]:
+    """The sample's rows dealt to files, so that every session, order and login arrives in pieces."""
+    load_files([file.path for file in write_sample(folder / "sample", events=events, seed=11, end=END)])
+    ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
+    with database.connect(autocommit=True) as connection:
+        rows = connection.execute(
+            f"select (to_jsonb(events) - {ours})::text from analytics.events order by landing_id"
+        ).fetchall()
+        for table in ("events", "events_removed", "user_agents"):
+            connection.execute(f"truncate analytics.{table}")
+    random.Random(11).shuffle(rows)
+    paths = [folder / f"batch_{number}.ndjson" for number in range(files)]
+    for number, path in enumerate(paths):
+        path.write_text("".join(f"{row}\n" for (row,) in rows[number::files]))
+    return paths
+
+
+def audience(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", *arguments], env=os.environ, capture_output=True, text=True
+    )

@@ -134,6 +134,22 @@ referencing old table as removed for each statement execute function {{ landing 
 create or replace trigger events_truncated after truncate on {{ landing }}.events
 for each statement execute function {{ landing }}.record_removed_events();
 
+-- The same for rows that never became an event: the counts of their day follow.
+create or replace function {{ landing }}.record_removed_rows() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        insert into {{ landing }}.events_removed default values;
+    else
+        insert into {{ landing }}.events_removed (org_id, event_id, received_at)
+        select org_id, rejection_id, received_at from removed where landed_xid <> pg_current_xact_id();
+    end if;
+    return null;
+end $$;
+create or replace trigger rejected_rows_deleted after delete on {{ landing }}.rejected_rows
+referencing old table as removed for each statement execute function {{ landing }}.record_removed_rows();
+create or replace trigger rejected_rows_truncated after truncate on {{ landing }}.rejected_rows
+for each statement execute function {{ landing }}.record_removed_rows();
+
 {{ event_functions_ddl(landing) }}
 {% endmacro %}
 

@@ -115,7 +115,7 @@ case when btrim({{ text }}) <> '' then {{ text }} end
 {% macro landed_events() -%}
 select org_id, event_id, received_at from {{ landed('events') }} as native where rejection_reason is null
 union all
-select org_id, event_id, received_at from {{ landed('events_removed') }} as native_removed
+select org_id, event_id, received_at from {{ landed('events_removed') }} as native_removed where org_id is not null or event_id is null
 {%- endmacro %}
 
 

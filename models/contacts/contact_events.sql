@@ -6,6 +6,8 @@
 ) }}
 {% call scope('org_id, event_id') %}
 select org_id, event_id from {{ changes('int_events_enriched') }} as events
+union all
+select org_id, event_id from ({{ landed_events() }}) as landed
 {% endcall %}
 with events as (
     select * from {{ ref('int_events_enriched') }} where {{ in_scope('org_id, event_id') }} and device_id is not null and is_person

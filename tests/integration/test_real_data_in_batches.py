@@ -5,9 +5,9 @@ The data are no part of this project: AUDIENCE_TEST_DATA names their folder. Wit
 
 from __future__ import annotations
 
-import os
 import gzip
 import json
+import os
 import random
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -8,9 +8,10 @@ join (
     select org_id, {{ local_date('received_at', 'time_zone') }} as received_date, count(*) as landed_count
     from {{ source('landing', 'events') }}
     left join {{ ref('orgs') }} as orgs using (org_id)
-    where {{ in_scope_days('received_at', 'received_date') }} and landed_xid < {{ consumed('int_events_enriched', 'events') }}
-        and rejection_reason is null and not {{ is_too_large('properties') }}
+    where {{ in_scope_days('received_at', 'received_date') }} and rejection_reason is null and not {{ is_too_large('properties') }}
     group by 1, 2
+    -- days on which nothing landed since the events were read
+    having coalesce(bool_and(landed_xid < {{ consumed('int_events_enriched', 'events') }}), true)
 ) as landed using (org_id, received_date)
 where {{ in_scope('org_id, received_date') }} and landed_count <> accepted_count + duplicate_count
     -- what left since the events were read is still counted, until the next build

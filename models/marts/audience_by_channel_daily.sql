@@ -37,16 +37,12 @@ combined as (
     select org_id, source, medium, campaign, event_date, events_count, 0, 0, 0, 0, 0, 0, 0, 0
     from visitorless
 ),
-channels as (
-    select * from {{ ref('int_channels') }}
-),
-final as (
+sums as (
     select
-        combined.org_id,
-        combined.source,
-        combined.medium,
-        combined.campaign,
-        {{ channel_or_unattributed('channels') }} as channel,
+        org_id,
+        source,
+        medium,
+        campaign,
         {{ total('events_count') }},
         {{ total('sessions_count') }},
         {{ total('ticket_cta_sessions_count') }},
@@ -56,11 +52,31 @@ final as (
         {{ total_amount('gross_revenue_amount') }},
         {{ total_amount('refunded_amount') }},
         {{ total_amount('net_revenue_amount') }},
-        combined.event_date
+        event_date
     from combined
-    left join channels
-        on channels.org_id = combined.org_id and channels.source = combined.source
-        and channels.medium = combined.medium and channels.campaign = combined.campaign
-    group by combined.org_id, combined.source, combined.medium, combined.campaign, channels.channel, combined.event_date
+    group by org_id, source, medium, campaign, event_date
+),
+channels as (
+    {{ channels_of('sums') }}
+),
+final as (
+    select
+        org_id,
+        source,
+        medium,
+        campaign,
+        channels.channel,
+        sums.events_count,
+        sums.sessions_count,
+        sums.ticket_cta_sessions_count,
+        sums.checkout_sessions_count,
+        sums.purchase_sessions_count,
+        sums.orders_count,
+        sums.gross_revenue_amount,
+        sums.refunded_amount,
+        sums.net_revenue_amount,
+        sums.event_date
+    from sums
+    join channels using (org_id, source, medium, campaign)
 )
 select * from final

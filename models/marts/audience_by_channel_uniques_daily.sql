@@ -1,29 +1,36 @@
 -- Grain: one row per org, local day, traffic source, activity and previous day: distinct visitors that add up over any range.
 -- The previous day is that of the same visitor from the same source.
 {{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'activity', 'previous_date', 'event_date'], add=true) }}
-with days as (
-    select * from {{ delta('int_visitor_channel_days') }} as days
-),
-channels as (
-    select * from {{ ref('int_channels') }}
-),
-final as (
+with sums as (
     select
         days.org_id,
         days.source,
         days.medium,
         days.campaign,
-        {{ channel_or_unattributed('channels') }} as channel,
         activities.activity,
         {{ total('weight', 'visitors_count') }},
         activities.previous_date,
         days.event_date
-    from days
+    from {{ delta('int_visitor_channel_days') }} as days
     {{ unique_activities('days') }}
-    left join channels
-        on channels.org_id = days.org_id and channels.source = days.source
-        and channels.medium = days.medium and channels.campaign = days.campaign
     where activities.previous_date is not null
-    group by days.org_id, days.source, days.medium, days.campaign, channels.channel, activities.activity, activities.previous_date, days.event_date
+    group by days.org_id, days.source, days.medium, days.campaign, activities.activity, activities.previous_date, days.event_date
+),
+channels as (
+    {{ channels_of('sums') }}
+),
+final as (
+    select
+        org_id,
+        source,
+        medium,
+        campaign,
+        channels.channel,
+        sums.activity,
+        sums.visitors_count,
+        sums.previous_date,
+        sums.event_date
+    from sums
+    join channels using (org_id, source, medium, campaign)
 )
 select * from final

@@ -18,6 +18,8 @@ from orchestration.load import ensure_landing_tables, parse_new_user_agents
 from orchestration.settings import target_folder
 
 LOCK_HELD = "AUDIENCE_BUILD_LOCK"
+# The same as the variable as_of, for which dbt would parse the whole project again.
+AS_OF = "AUDIENCE_AS_OF"
 # A server notices within about a second that a killed dbt has left, when it looks (client_connection_check_interval).
 LEAVING_SECONDS = 5
 
@@ -118,15 +120,13 @@ def build(
     Raises UserError beside another build, CheckFailed when a model or a test failed.
     """
     arguments = ["build", "--exclude-resource-type", "unit_test"]
-    if as_of:
-        arguments += ["--vars", json.dumps({"as_of": parse_as_of(as_of)})]
     if full_refresh:
         arguments += ["--full-refresh"]
     if select:
         arguments += ["--select", select]
     with build_lock() as lock:
         parse_landed_user_agents()
-        return _run(arguments, progress, lock)
+        return _run(arguments, progress, lock, {AS_OF: parse_as_of(as_of)} if as_of else {})
 
 
 def parse_landed_user_agents() -> None:
@@ -137,12 +137,15 @@ def parse_landed_user_agents() -> None:
 
 
 def _run(
-    arguments: list[str], progress: Callable[[int, int, str], None] | None, lock: psycopg.Connection
+    arguments: list[str],
+    progress: Callable[[int, int, str], None] | None,
+    lock: psycopg.Connection,
+    variables: dict[str, str],
 ) -> BuildReport:
     started = datetime.now(UTC)
     output: list[str] = []
     # dbt inherits the lock's connection: were this process killed, the lock would last until its dbt has ended
-    with dbt.start(*arguments, variables={LOCK_HELD: "held"}, keep_open=[lock.fileno()]) as process:
+    with dbt.start(*arguments, variables={LOCK_HELD: "held", **variables}, keep_open=[lock.fileno()]) as process:
         for line in process.stdout or ():
             _follow(line, output, progress)
     report = BuildReport(_results(started), (datetime.now(UTC) - started).total_seconds())

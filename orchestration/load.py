@@ -332,7 +332,9 @@ def _keep_parsed(landing: _Statements, texts: Iterable[str]) -> None:
 _LANDED_USER_AGENTS = """
 select distinct user_agent from {events}
 where user_agent is not null and landed_xid >= cast(cast(coalesce(
-    (select position from {runner_state} where name = 'user_agents'), 0) as text) as xid8)
+    (select position from {runner_state} where name = 'user_agents' and exists (
+        select from {runner_state} where name = 'cluster' and position = (select system_identifier from pg_control_system())
+    )), 0) as text) as xid8)
 """
 
 _UNKNOWN_USER_AGENTS = """

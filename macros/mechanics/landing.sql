@@ -36,6 +36,28 @@ create table if not exists {{ landing }}.events_removed (
 );
 create index if not exists events_removed_landed on {{ landing }}.events_removed (landed_xid);
 
+-- Other limits judge what landed before, too: then everything is noted as changed.
+do $judge$
+declare
+    rule constant text := 'by rule {{ local_md5(rejection_reason()) }}';
+begin
+    if rule = (
+        select col_description(attrelid, attnum) from pg_attribute
+        where attrelid = '{{ landing }}.events'::regclass and attname = 'rejection_reason'
+    ) then
+        return;
+    end if;
+    if current_setting('server_version_num')::int >= 170000 then
+        execute $rule$alter table {{ landing }}.events alter column rejection_reason set expression as ({{ rejection_reason() }})$rule$;
+    else
+        alter table {{ landing }}.events drop column rejection_reason cascade;
+        alter table {{ landing }}.events add column rejection_reason text generated always as ({{ rejection_reason() }}) stored;
+        create index events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
+    end if;
+    insert into {{ landing }}.events_removed default values;
+    execute format('comment on column {{ landing }}.events.rejection_reason is %L', rule);
+end $judge$;
+
 -- Rows of loaded files that could not become an event, kept as they came.
 create table if not exists {{ landing }}.rejected_rows (
     rejection_id text primary key,
@@ -77,7 +99,8 @@ create table if not exists {{ landing }}.loads (
     constraint loads_conserve check (received_count = accepted_count + rejected_count + duplicate_count)
 );
 
--- How far the runner has read a landing table, as the transaction that it has to look at first.
+-- How far the runner has read a landing table, as the transaction that it has to look at first; and, as `cluster`, whose
+-- transactions the numbers of the landing tables are.
 create table if not exists {{ landing }}.runner_state (
     name text primary key,
     position bigint not null

@@ -6,7 +6,8 @@
    Everything is touched on the first build, with --full-refresh, and when the rules changed: the compiled SQL,
    a seed, or a view that it reads. The same steps then apply, so readers never see a gap and only differences move.
    config: unique_key (columns, the primary key), changes (columns kept for downstream models; '*' for all),
-   add: true (rows are sums of delta() rows: an increment is added instead of recomputed), indexes. #}
+   add: true (rows are sums of delta() rows: an increment is added instead of recomputed), indexes, partial_indexes,
+   checks (what holds for every row, as constraints by name). #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
     {%- set existing = load_cached_relation(this) -%}
@@ -33,7 +34,7 @@
         {%- do run_audits(plan) -%}
         {%- do record_state(plan) -%}
     {%- endif -%}
-    {%- do keep_documented(target_relation, plan.documentation) -%}
+    {%- do keep_declared(target_relation, plan.declared) -%}
 
     {%- do run_hooks(post_hooks) -%}
     {% call noop_statement('main', plan.mode ~ ' ' ~ changed, plan.mode, changed) %}
@@ -69,7 +70,7 @@
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
-    positions=state.next, fingerprint=fingerprint, documentation=state.model.documentation if state.model else none, sql=at_this_moment(body)) -%}
+    positions=state.next, fingerprint=fingerprint, declared=state.model.declared if state.model else none, sql=at_this_moment(body)) -%}
 
 {%- if not full and not idle -%}
     {%- set ns = namespace(scope=at_this_moment(scope_sql, state.model.as_of)) -%}
@@ -138,9 +139,10 @@
 {{ return(sql.replace('current_timestamp /* as of */', moment).replace('@as of@', moment).replace('@previous as of@', "cast('" ~ (previous or as_of_text()) ~ "' as timestamptz)")) }}
 {% endmacro %}
 
-{# The run's as_of as text. #}
+{# The run's as_of as text: the variable, what the runner sets (another value of a variable makes dbt parse everything
+   again), or the start of the run. #}
 {% macro as_of_text() %}
-{{ return((var('as_of', '') | string) or run_started_at.strftime('%Y-%m-%d %H:%M:%S.%f+00')) }}
+{{ return((var('as_of', '') | string) or env_var('AUDIENCE_AS_OF', '') or run_started_at.strftime('%Y-%m-%d %H:%M:%S.%f+00')) }}
 {% endmacro %}
 
 

@@ -38,6 +38,37 @@
         {% do run_query("select pg_advisory_xact_lock(hashtextextended('audience ddl', 42));" ~ ddl ~ "; comment on schema " ~ schema ~ " is 'release " ~ version ~ "'; commit;") %}
     {% endif %}
 {% endfor %}
+{% do run_query(follow_cluster_sql()) %}
+{% endmacro %}
+
+
+{# Transaction numbers mean something in their own cluster only. In one into which a dump was restored, rows that landed
+   before are older than everything, and each target is computed anew. #}
+{% macro follow_cluster_sql() %}
+{%- set landing = var('landing_schema') -%}
+do $$
+declare
+    here constant bigint := (select system_identifier from pg_control_system());
+begin
+    if exists (select from {{ landing }}.runner_state where name = 'cluster' and position = here)
+        and exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint = cast(here as text)) then
+        return;
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended('audience ddl', 42));
+    if exists (select from {{ landing }}.runner_state where name = 'cluster' and position <> here) then
+        {%- for table in ('events', 'events_removed', 'rejected_rows', 'user_agents') %}
+        alter table {{ landing }}.{{ table }} alter landed_xid type xid8 using cast('0' as xid8);
+        {%- endfor %}
+        delete from {{ landing }}.runner_state;
+    end if;
+    if exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint <> cast(here as text)) then
+        delete from {{ state_schema() }}.model_state;
+    end if;
+    insert into {{ landing }}.runner_state (name, position) values ('cluster', here) on conflict do nothing;
+    insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
+    values ('cluster', cast(here as text), '{}', 'epoch', clock_timestamp()) on conflict do nothing;
+end $$;
+commit;
 {% endmacro %}
 
 
@@ -55,7 +86,7 @@ create table if not exists {{ state_schema() }}.model_state (
     as_of timestamptz not null,
     built_at timestamptz not null
 );
-alter table {{ state_schema() }}.model_state add column if not exists documentation text;
+alter table {{ state_schema() }}.model_state drop column if exists documentation, add column if not exists declared text;
 
 -- Numbers of changes. They begin at the microseconds since 1970, so that none comes twice when this schema was lost;
 -- tables of changes that outlived it are numbered by it again.

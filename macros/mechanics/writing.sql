@@ -166,18 +166,24 @@
 {% endmacro %}
 
 
-{# Comments follow the YAML, also on a table that did not change. Returns whether any was written. #}
-{% macro keep_documented(relation, documented) %}
-{%- set version = documentation_version() -%}
-{%- if documented != version -%}
+{# Comments follow the YAML and checks the config, also on a table that did not change. A check that a row breaks undoes
+   what was written. #}
+{% macro keep_declared(relation, declared) %}
+{%- set checks = config.get('checks', {}) -%}
+{%- set version = declared_version(checks) -%}
+{%- if declared != version -%}
     {%- do persist_docs(relation, model) -%}
-    {% call statement('document') %}update {{ state_schema() }}.model_state set documentation = '{{ version }}' where model = '{{ this.identifier }}';{% endcall %}
+    {%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
+    {% call statement('declare') %}
+        {%- for name in existing %}alter table {{ relation }} drop constraint {{ name }};{% endfor %}
+        {%- for name, expression in checks.items() %}alter table {{ relation }} add constraint {{ name }} check ({{ expression }});{% endfor %}
+        update {{ state_schema() }}.model_state set declared = '{{ version }}' where model = '{{ this.identifier }}';
+    {% endcall %}
 {%- endif -%}
-{{ return(documented != version) }}
 {% endmacro %}
 
-{% macro documentation_version() %}
-{%- set texts = [model.description] -%}
+{% macro declared_version(checks) %}
+{%- set texts = [model.description, checks | string] -%}
 {%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
 {{ return(local_md5(texts | join('|'))) }}
 {% endmacro %}

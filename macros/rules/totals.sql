@@ -8,8 +8,9 @@ cast(coalesce(sum({{ column }}), 0) as numeric(18, 2)) as {{ column }}
 {%- endmacro %}
 
 
-{# Audits that this mart's revenue is that of the orders, per org: run in the transaction that writes it. #}
-{% macro audit_revenue() -%}
+{# Audits of a mart of sums, in the transaction that writes it: its revenue is that of the orders, per org, and nobody
+   is in it of whom there is no event. #}
+{% macro audit_sums() -%}
 {% call audit('revenue is conserved') %}
 select org_id
 from (
@@ -19,5 +20,10 @@ from (
 ) as both_sides
 group by org_id
 having coalesce(sum(gross_revenue_amount), 0) <> 0 or coalesce(sum(refunded_amount), 0) <> 0 or coalesce(sum(net_revenue_amount), 0) <> 0
+{% endcall %}
+{% call audit('no foreign org') %}
+select org_id
+from (select distinct org_id from {{ this }}) as orgs
+where not exists (select from {{ ref('int_events_enriched') }} as events where events.org_id = orgs.org_id)
 {% endcall %}
 {%- endmacro %}

@@ -1,5 +1,12 @@
 -- Grain: one row per org, cohort week and week number with any activity: how many buyers of the cohort were active in it.
-{{ config(unique_key=['org_id', 'cohort_week', 'week_number'], add=true) }}
+{{ config(
+    unique_key=['org_id', 'cohort_week', 'week_number'],
+    add=true,
+    checks={
+        'no_count_is_negative': "least(returned_count, repurchased_count, last_returned_count, last_repurchased_count) >= 0",
+        'repurchased_have_returned': "repurchased_count <= returned_count",
+    },
+) }}
 select
     org_id,
     cohort_week,

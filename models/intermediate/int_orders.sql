@@ -8,6 +8,10 @@
         {'columns': ['org_id', 'visitor_id']},
         {'columns': ['order_date', 'org_id']},
     ],
+    checks={
+        'order_is_counted_once': "orders_count in (0, 1)",
+        'net_is_gross_less_refunds': "net_revenue_amount = gross_revenue_amount - refunded_amount and refunded_amount >= 0",
+    },
 ) }}
 {% call scope('org_id, order_reference') %}
 select org_id, order_reference from {{ changes('int_events_enriched') }} as events where order_reference is not null

@@ -2,6 +2,9 @@
 {{ config(
     unique_key=['org_id', 'source', 'medium', 'campaign', 'event_date'],
     changes='*',
+    checks={
+        'has_events': "events_count > 0",
+    },
 ) }}
 {% call scope('org_id, event_date') %}
 select org_id, event_date from {{ changes('int_events_enriched') }} as events where device_id is null

@@ -8,6 +8,10 @@
         {'columns': ['org_id', 'visitor_id']},
         {'columns': ['event_date', 'org_id']},
     ],
+    checks={
+        'visit_is_plausible': "events_count > 0 and sessions_count in (0, 1)",
+        'visit_is_in_its_session': "session_started_at <= first_event_at and first_event_at <= last_event_at and last_event_at <= session_ended_at",
+    },
 ) }}
 {% call scope('org_id, device_id') %}
 select org_id, device_id from {{ changes('int_events_enriched') }} as events where device_id is not null

@@ -1,7 +1,14 @@
 -- Grain: one row per org, local day, source, medium, campaign and channel: sessions, orders and revenue by where the session came from.
 -- Orders count where the session they were made in came from; without a session: (unattributed). Every figure adds up.
-{{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'event_date'], add=true) }}
-{{ audit_revenue() }}
+{{ config(
+    unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'event_date'],
+    add=true,
+    checks={
+        'no_count_is_negative': "least(events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, orders_count, refunded_amount) >= 0",
+        'sessions_are_plausible': "sessions_count between greatest(ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count) and events_count",
+    },
+) }}
+{{ audit_sums() }}
 with visitorless as (
     select org_id, source, medium, campaign, event_date, weight * events_count as events_count
     from {{ delta('int_visitorless_days') }} as days

@@ -1,6 +1,12 @@
 -- Grain: one row per org, local day, traffic source, activity and previous day: distinct visitors that add up over any range.
 -- The previous day is that of the same visitor from the same source.
-{{ config(unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'activity', 'previous_date', 'event_date'], add=true) }}
+{{ config(
+    unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'activity', 'previous_date', 'event_date'],
+    add=true,
+    checks={
+        'uniques_are_plausible': "visitors_count > 0 and previous_date < event_date",
+    },
+) }}
 with sums as (
     select
         days.org_id,

@@ -1,6 +1,13 @@
 -- Grain: one row per org and local day: events, sessions, orders and revenue. Every figure adds up over days.
-{{ config(unique_key=['org_id', 'event_date'], add=true) }}
-{{ audit_revenue() }}
+{{ config(
+    unique_key=['org_id', 'event_date'],
+    add=true,
+    checks={
+        'no_count_is_negative': "least(events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, orders_count, refunded_amount) >= 0",
+        'sessions_are_plausible': "sessions_count between greatest(ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, mobile_sessions_count + desktop_sessions_count) and events_count",
+    },
+) }}
+{{ audit_sums() }}
 with visitorless as (
     select org_id, event_date, weight * events_count as events_count from {{ delta('int_visitorless_days') }} as days
 ),

@@ -1,6 +1,12 @@
 -- Grain: one row per org, local day, activity and previous day: distinct visitors, in a form that adds up over any range.
 -- Distinct visitors in [a, b] = sum of visitors_count where event_date is in [a, b] and previous_date < a.
-{{ config(unique_key=['org_id', 'activity', 'previous_date', 'event_date'], add=true) }}
+{{ config(
+    unique_key=['org_id', 'activity', 'previous_date', 'event_date'],
+    add=true,
+    checks={
+        'uniques_are_plausible': "visitors_count > 0 and previous_date < event_date",
+    },
+) }}
 select
     days.org_id,
     activities.activity,

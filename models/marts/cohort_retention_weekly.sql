@@ -1,6 +1,11 @@
 -- Grain: one row per org, cohort (local week of the first purchase) and week since: who came back and who bought again.
 -- Every week that has begun by as_of has a row; a week that has not ended is not complete.
-{{ config(unique_key=['org_id', 'cohort_week', 'week_number']) }}
+{{ config(
+    unique_key=['org_id', 'cohort_week', 'week_number'],
+    checks={
+        'retention_is_plausible': "repurchased_count <= returned_count and returned_count <= cohort_size and returned_on_or_after_count between returned_count and cohort_size",
+    },
+) }}
 with weeks as (
     select * from {{ ref('int_cohort_weeks') }}
 ),

@@ -3,6 +3,9 @@
 {{ config(
     unique_key=['org_id', 'visitor_id', 'entered_at'],
     indexes=[{'columns': ['entered_at', 'org_id']}],
+    checks={
+        'left_after_entered': "entered_at < left_at",
+    },
 ) }}
 {% call scope('org_id, visitor_id') %}{{ touched_customers() }}{% endcall %}
 with visits as (

@@ -1,6 +1,11 @@
 -- Grain: one row per org and local day of receipt: what was received, and what became of it.
 -- received = accepted + rejected + duplicate, always. A row without an org counts under (missing).
-{{ config(unique_key=['org_id', 'received_date']) }}
+{{ config(
+    unique_key=['org_id', 'received_date'],
+    checks={
+        'received_is_conserved': "received_count = accepted_count + rejected_count + duplicate_count and least(accepted_count, rejected_count, duplicate_count) >= 0",
+    },
+) }}
 {% call audit('what landed was accepted, rejected or a duplicate') %}
 select quality.org_id, quality.received_date
 from {{ this }} as quality

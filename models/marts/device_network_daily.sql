@@ -1,7 +1,14 @@
 -- Grain: one row per org, local day, device type, operating system, browser and network: sessions, orders, revenue and page load.
 -- Orders count in the session they were made in; without a session: (unattributed). Every figure adds up.
-{{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'], add=true) }}
-{{ audit_revenue() }}
+{{ config(
+    unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'event_date'],
+    add=true,
+    checks={
+        'no_count_is_negative': "least(events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, orders_count, refunded_amount) >= 0",
+        'sessions_are_plausible': "sessions_count between greatest(ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count) and events_count",
+    },
+) }}
+{{ audit_sums() }}
 with visitorless as (
     select
         org_id, '(unattributed)' as device_type, '(unattributed)' as os, '(unattributed)' as browser, '(unattributed)' as network_type,

@@ -1,6 +1,12 @@
 -- Grain: one row per org, local day, device slice, activity and previous day: distinct visitors that add up over any range.
 -- The previous day is that of the same visitor in the same slice.
-{{ config(unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'activity', 'previous_date', 'event_date'], add=true) }}
+{{ config(
+    unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'activity', 'previous_date', 'event_date'],
+    add=true,
+    checks={
+        'uniques_are_plausible': "visitors_count > 0 and previous_date < event_date",
+    },
+) }}
 select
     days.org_id,
     days.device_type,

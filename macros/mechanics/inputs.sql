@@ -37,12 +37,12 @@ audit */
 
 
 {# Inside scope(): rows of a landing table written by transactions that this model has not consumed. #}
-{% macro landed(table) %}@landed {{ source('landing', table) }}@{% endmacro %}
+{% macro landed(table, source_name='landing') %}@landed {{ source(source_name, table) }}@{% endmacro %}
 
 
 {# Inside audit(): the transaction from which on rows of a landing table are not yet in the model. #}
-{% macro consumed(model_name, table) -%}
-(select cast(positions ->> '{{ source('landing', table) }}' as xid8) from {{ state_schema() }}.model_state where model = '{{ ref(model_name).identifier }}')
+{% macro consumed(model_name, table, source_name) -%}
+(select cast(positions ->> '{{ source(source_name, table) }}' as xid8) from {{ state_schema() }}.model_state where model = '{{ ref(model_name).identifier }}')
 {%- endmacro %}
 
 

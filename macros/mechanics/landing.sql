@@ -130,50 +130,63 @@ drop trigger if exists events_repair on {{ landing }}.events;
 create or replace trigger events_finish after insert on {{ landing }}.events for each statement
 execute function {{ landing }}.repair_events();
 
-create or replace function {{ landing }}.restamp_event() returns trigger language plpgsql as $$
+create or replace function {{ landing }}.restamp() returns trigger language plpgsql as $$
 begin
     new.landed_xid := pg_current_xact_id();
     return new;
 end $$;
-create or replace trigger events_restamp before update on {{ landing }}.events for each row
-execute function {{ landing }}.restamp_event();
+drop trigger if exists events_restamp on {{ landing }}.events;
+drop function if exists {{ landing }}.restamp_event();
 
-create or replace function {{ landing }}.record_removed_events() returns trigger language plpgsql as $$
+-- Arguments: expressions for org, event and time of receipt of a row. What the same transaction landed, nobody has seen.
+create or replace function {{ landing }}.record_removed() returns trigger language plpgsql as $$
 begin
     if tg_op = 'TRUNCATE' then
         insert into {{ landing }}.events_removed default values;
     else
-        insert into {{ landing }}.events_removed (org_id, event_id, received_at)
-        select org_id, event_id, received_at from removed
-        -- what the same transaction landed, nobody has seen
-        where event_id is not null and landed_xid <> pg_current_xact_id();
+        execute format('insert into {{ landing }}.events_removed (org_id, event_id, received_at)
+            select %1$s, %2$s, %3$s from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()',
+            tg_argv[0], tg_argv[1], tg_argv[2]);
     end if;
     return null;
 end $$;
-create or replace trigger events_deleted after delete on {{ landing }}.events
-referencing old table as removed for each statement execute function {{ landing }}.record_removed_events();
-create or replace trigger events_updated after update on {{ landing }}.events
-referencing old table as removed for each statement execute function {{ landing }}.record_removed_events();
-create or replace trigger events_truncated after truncate on {{ landing }}.events
-for each statement execute function {{ landing }}.record_removed_events();
-
--- The same for rows that never became an event: the counts of their day follow.
-create or replace function {{ landing }}.record_removed_rows() returns trigger language plpgsql as $$
-begin
-    if tg_op = 'TRUNCATE' then
-        insert into {{ landing }}.events_removed default values;
-    else
-        insert into {{ landing }}.events_removed (org_id, event_id, received_at)
-        select org_id, rejection_id, received_at from removed where landed_xid <> pg_current_xact_id();
-    end if;
-    return null;
-end $$;
-create or replace trigger rejected_rows_deleted after delete on {{ landing }}.rejected_rows
-referencing old table as removed for each statement execute function {{ landing }}.record_removed_rows();
-create or replace trigger rejected_rows_truncated after truncate on {{ landing }}.rejected_rows
-for each statement execute function {{ landing }}.record_removed_rows();
+drop trigger if exists events_deleted on {{ landing }}.events;
+drop trigger if exists events_updated on {{ landing }}.events;
+drop trigger if exists events_truncated on {{ landing }}.events;
+drop trigger if exists rejected_rows_deleted on {{ landing }}.rejected_rows;
+drop trigger if exists rejected_rows_truncated on {{ landing }}.rejected_rows;
+drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.record_removed_rows();
+{{ follow_removals(landing ~ '.events', 'org_id', 'event_id', 'received_at') }}
+{{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'received_at') }}
 
 {{ event_functions_ddl(landing) }}
+{% endmacro %}
+
+
+{# Triggers that number updated rows anew and note what was removed or corrected in a table of landed rows. #}
+{% macro follow_removals(table, org_id, event_id, received_at) %}
+{%- set landing = var('landing_schema') -%}
+{%- set note = landing ~ '.record_removed($e$' ~ [org_id, event_id, received_at] | join('$e$, $e$') ~ '$e$)' -%}
+create or replace trigger follow_update before update on {{ table }} for each row execute function {{ landing }}.restamp();
+create or replace trigger follow_updated after update on {{ table }}
+referencing old table as removed for each statement execute function {{ note }};
+create or replace trigger follow_deleted after delete on {{ table }}
+referencing old table as removed for each statement execute function {{ note }};
+create or replace trigger follow_truncated after truncate on {{ table }}
+for each statement execute function {{ landing }}.record_removed();
+{% endmacro %}
+
+
+{# Run once, for a table that a collector owns: from then on builds follow what is written, corrected and removed there.
+     audience dbt run-operation follow_table --args '{table: shop.hits, org_id: shop, event_id: hit_id, received_at: arrived}'
+   Rows that are there count as landed before; the table is not rewritten. #}
+{% macro follow_table(table, org_id, event_id, received_at) %}
+{% do run_query(
+    "alter table " ~ table ~ " add column if not exists landed_xid xid8 not null default '0';"
+    ~ "alter table " ~ table ~ " alter landed_xid set default pg_current_xact_id();"
+    ~ "create index if not exists " ~ table.split('.')[-1] ~ "_landed on " ~ table ~ " (landed_xid);"
+    ~ follow_removals(table, org_id, event_id, received_at) ~ "; commit;"
+) %}
 {% endmacro %}
 
 

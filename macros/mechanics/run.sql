@@ -49,6 +49,7 @@
 do $$
 declare
     here constant bigint := (select system_identifier from pg_control_system());
+    landed regclass;
 begin
     if exists (select from {{ landing }}.runner_state where name = 'cluster' and position = here)
         and exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint = cast(here as text)) then
@@ -56,9 +57,12 @@ begin
     end if;
     perform pg_advisory_xact_lock(hashtextextended('audience ddl', 42));
     if exists (select from {{ landing }}.runner_state where name = 'cluster' and position <> here) then
-        {%- for table in ('events', 'events_removed', 'rejected_rows', 'user_agents') %}
-        alter table {{ landing }}.{{ table }} alter landed_xid type xid8 using cast('0' as xid8);
-        {%- endfor %}
+        for landed in
+            select attrelid from pg_attribute join pg_class on oid = attrelid
+            where attname = 'landed_xid' and atttypid = 'xid8'::regtype and relkind = 'r'
+        loop
+            execute format('alter table %s alter landed_xid type xid8 using cast(''0'' as xid8)', landed);
+        end loop;
         delete from {{ landing }}.runner_state;
     end if;
     if exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint <> cast(here as text)) then

@@ -110,12 +110,19 @@ case when btrim({{ text }}) <> '' then {{ text }} end
 {%- endmacro %}
 
 
-{# Inside scope(): org, event and time of receipt of what landed or left since the model's last build, of every
-   collector: the second line that an adapter adds. A row without an event stands for everything. #}
-{% macro landed_events() -%}
-select org_id, event_id, received_at from {{ landed('events') }} as native where rejection_reason is null
+{# Org, event and time of receipt of what landed or left, of every collector: the second line that an adapter adds. A row
+   without an event stands for everything. rows: landed, inside scope(), since the model's last build; or unread. #}
+{% macro landed_events(rows=none) -%}
+{%- set rows = rows or landed -%}
+select org_id, event_id, received_at from {{ rows('events') }} as native where rejection_reason is null
 union all
-select org_id, event_id, received_at from {{ landed('events_removed') }} as native_removed where org_id is not null or event_id is null
+select org_id, event_id, received_at from {{ rows('events_removed') }} as removed where org_id is not null or event_id is null
+{%- endmacro %}
+
+
+{# Inside audit(): rows of a landing table that are not among the events yet. #}
+{% macro unread(table, source_name='landing') -%}
+(select * from {{ source(source_name, table) }} where landed_xid >= {{ consumed('int_events_enriched', table, source_name) }})
 {%- endmacro %}
 
 

@@ -11,22 +11,28 @@ select quality.org_id, quality.received_date
 from {{ this }} as quality
 join (
     select org_id, {{ local_date('received_at', 'time_zone') }} as received_date, count(*) as landed_count
-    from {{ source('landing', 'events') }}
+    from {{ ref('stg_events') }}
     left join {{ ref('orgs') }} as orgs using (org_id)
-    where {{ in_scope_days('received_at', 'received_date') }} and rejection_reason is null and not {{ is_too_large('properties') }}
+    where {{ in_scope_days('received_at', 'received_date') }}
     group by 1, 2
-    -- days on which nothing landed since the events were read
-    having coalesce(bool_and(landed_xid < {{ consumed('int_events_enriched', 'events') }}), true)
 ) as landed using (org_id, received_date)
 where {{ in_scope('org_id, received_date') }} and landed_count <> accepted_count + duplicate_count
-    -- what left since the events were read is still counted, until the next build
-    and not exists (select from {{ source('landing', 'events_removed') }} where landed_xid >= {{ consumed('int_events_enriched', 'events_removed') }})
+    -- what landed or left since the events were read waits for the next build
+    and not exists (
+        select from ({{ landed_events(unread) }}) as unread left join {{ ref('orgs') }} as orgs on orgs.org_id = unread.org_id
+        where unread.event_id is null or unread.org_id = quality.org_id
+            and {{ local_date('unread.received_at', 'orgs.time_zone') }} = quality.received_date
+    )
 {% endcall %}
 {% call scope('org_id, received_date') %}
 select org_id, received_date from {{ changes('int_events_enriched') }} as events
 union all
+select landed.org_id, {{ local_date('landed.received_at', 'orgs.time_zone') }}
+from ({{ landed_events() }}) as landed left join {{ ref('orgs') }} as orgs on orgs.org_id = landed.org_id
+union all
 select {{ org_or_missing('landed.org_id') }}, {{ local_date('landed.received_at', 'orgs.time_zone') }}
 from {{ landed('events') }} as landed left join {{ ref('orgs') }} as orgs on orgs.org_id = landed.org_id
+where landed.rejection_reason is not null
 union all
 select {{ org_or_missing('landed.org_id') }}, {{ local_date('landed.received_at', 'orgs.time_zone') }}
 from {{ landed('rejected_rows') }} as landed left join {{ ref('orgs') }} as orgs on orgs.org_id = landed.org_id

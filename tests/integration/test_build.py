@@ -186,3 +186,56 @@ def test_what_an_audit_or_a_test_finds_is_not_published_and_fails_the_build(proj
     finally:
         audited.write_text(sql)
         (tested / "assert_never.sql").unlink()
+
+
+ADAPTER = """-- Grain: one row per hit.
+select
+    -hit_number as landing_id, hit_id as event_id, shop as org_id, name as event_type, browser as anonymous_id,
+    cast(null as text) as user_id, cast(null as text) as session_id, cast(null as text) as url,
+    cast(null as text) as referrer, cast(null as text) as user_agent, cast('{}' as jsonb) as properties,
+    happened as occurred_at, arrived as received_at
+from {{ source('shop', 'hits') }}
+"""
+
+
+def test_a_table_that_a_collector_owns_is_followed(project):
+    """An adapter as docs/event_contract.md describes it, for a table without any column of ours."""
+    connection, models = project.connection, project.folder / "models/staging"
+    connection.execute("create schema shop")
+    connection.execute(
+        "create table shop.hits (hit_number bigint generated always as identity, hit_id text, shop text, name text,"
+        " browser text, happened timestamptz default '2026-06-20 10:00:00+00', arrived timestamptz default '2026-06-20 10:00:01+00')"
+    )
+    hit = "insert into shop.hits (hit_id, shop, name, browser) values (%s, 'north_hall', 'page_view', %s)"
+    for name in ("before", "erased"):
+        connection.execute(hit, [name, "b1"])
+    (models / "shop").mkdir()
+    (models / "shop/stg_shop__events.sql").write_text(ADAPTER)
+    (models / "shop/_shop.yml").write_text("sources: [{name: shop, schema: shop, tables: [{name: hits}]}]\n")
+    with (models / "stg_events.sql").open("a") as union:
+        union.write("union all\nselect * from {{ ref('stg_shop__events') }}\n")
+    rules = project.folder / "macros/rules/events.sql"
+    native = "select org_id, event_id, received_at from {{ rows('events_removed') }}"
+    ours = "select shop, hit_id, arrived from {{ rows('hits', 'shop') }} as shop\nunion all\n"
+    assert native in rules.read_text()
+    rules.write_text(rules.read_text().replace(native, ours + native))
+    arguments = "{table: shop.hits, org_id: shop, event_id: hit_id, received_at: arrived}"
+    followed = dbt.run("run-operation", "follow_table", "--args", arguments)
+    assert followed.returncode == 0, followed.stdout
+    build(as_of=AS_OF)
+
+    def found() -> set[str]:
+        query = "select event_id from audience_intermediate.int_events_enriched where device_id like 'b_'"
+        return {name for (name,) in connection.execute(query)}
+
+    assert found() == {"before", "erased"}
+    with database.connect() as slow:
+        slow.execute(hit, ["late", "b2"])
+        connection.execute(hit, ["after", "b1"])
+        connection.execute(hit, ["after", "b1"])
+        connection.execute("delete from shop.hits where hit_id = 'erased'")
+        build(as_of=AS_OF)
+        assert "late" not in found()
+    build(as_of=AS_OF)
+    assert found() == {"before", "after", "late"}
+    project.assert_equals_a_rebuild()

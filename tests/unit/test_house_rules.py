@@ -49,9 +49,9 @@ def macro_bodies() -> dict[str, str]:
 
 
 def reads(file: Path) -> set[str]:
-    """What a model reads, itself and by the rule macros that it calls."""
+    """What a model reads, itself and by the rule macros that it calls; an audit may compare with anything."""
     macros = macro_bodies()
-    text, seen = file.read_text(), set()
+    text, seen = re.sub(r"\{%-?\s*call audit.*?endcall\s*-?%\}", "", file.read_text(), flags=re.S), set()
     while called := {name for name in macros if re.search(rf"\b{name}\(", text)} - seen:
         seen |= called
         text += "".join(macros[name] for name in called)
@@ -138,5 +138,5 @@ def test_every_rule_macro_is_used():
     everything = "\n".join(
         file.read_text() for folder in ("macros", "models", "functions", "tests/dbt") for file in sql_files(folder)
     )
-    unused = {name for name in names if len(re.findall(rf"\b{name}\(", everything)) < 2}
+    unused = {name for name in names if len(re.findall(rf"\b{name}[()]", everything)) < 2}
     assert not unused

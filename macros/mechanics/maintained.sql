@@ -10,15 +10,16 @@
    checks (what holds for every row, as constraints by name). #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
-    {%- set existing = load_cached_relation(this) -%}
-    {%- if existing and existing.is_view -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
-    {%- set fresh = existing is none or existing.is_view -%}
     {%- do run_hooks(pre_hooks) -%}
 
     {% call statement('lock') %}
         set local timezone = 'UTC';
         select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
     {% endcall %}
+    {%- set existing = load_cached_relation(this) -%}
+    {%- if existing and existing.is_view -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
+    {#- Another run may have made it since this one listed what there is. -#}
+    {%- set fresh = run_query("select to_regclass('" ~ this ~ "') is null").columns[0].values()[0] -%}
     {%- set plan = maintained_plan(sql, fresh) -%}
 
     {%- if plan.idle -%}

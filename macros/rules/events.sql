@@ -85,7 +85,8 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 
-{# Ends a step: what it computes is computed once, although later steps use it several times. #}
+{# Ends a step: what it computes is computed once, although later steps use it several times; and a look-up of touched
+   keys by a computed column stays behind it, where the planner knows how many rows there are. #}
 {% macro computed_once() -%}offset '0'{%- endmacro %}
 
 

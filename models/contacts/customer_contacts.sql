@@ -20,6 +20,7 @@ details as (
         on events.org_id = visitor_devices.org_id and events.device_id = visitor_devices.device_id
     left join devices on devices.org_id = events.org_id and devices.device_id = events.device_id
     where events.occurred_at <= {{ as_of() }}
+    {{ computed_once() }}
 ),
 final as (
     select

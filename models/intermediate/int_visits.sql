@@ -4,7 +4,7 @@
     unique_key=['org_id', 'session_id', 'visitor_id', 'event_date'],
     changes='*',
     indexes=[
-        {'columns': ['org_id', 'device_id']},
+        {'columns': ['org_id', 'device_id', 'event_date']},
         {'columns': ['org_id', 'visitor_id']},
         {'columns': ['event_date', 'org_id']},
     ],

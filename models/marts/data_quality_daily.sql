@@ -61,6 +61,7 @@ dated as (
     select deliveries.*, {{ local_date('deliveries.received_at', 'orgs.time_zone') }} as received_date
     from deliveries
     left join {{ ref('orgs') }} as orgs on orgs.org_id = deliveries.org_id
+    {{ computed_once() }}
 ),
 final as (
     select

@@ -95,8 +95,11 @@ create table if not exists {{ landing }}.loads (
     rejected_count bigint not null default 0,
     duplicate_count bigint not null default 0,
     started_at timestamptz not null default now(),
-    finished_at timestamptz,
-    constraint loads_conserve check (received_count = accepted_count + rejected_count + duplicate_count)
+    finished_at timestamptz
+);
+alter table {{ landing }}.loads drop constraint if exists loads_conserve, add constraint loads_conserve check (
+    received_count = accepted_count + rejected_count + duplicate_count
+    and least(accepted_count, rejected_count, duplicate_count) >= 0
 );
 
 -- How far the runner has read a landing table, as the transaction that it has to look at first; and, as `cluster`, whose

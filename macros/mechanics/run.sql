@@ -154,7 +154,9 @@ commit;
 {% endmacro %}
 
 
-{# The recorded fingerprint of a model, of a seed ('seed <name>': its content as loaded) or of a view ('view <name>'). #}
-{% macro recorded_fingerprint(name) %}
-{{ return(run_query("select fingerprint from " ~ state_schema() ~ ".model_state where model = '" ~ name ~ "'").columns[0].values() | join('')) }}
+{# The recorded fingerprint of a model, of a seed ('seed <name>': its content as loaded) or of a view ('view <name>'); on
+   request only if this is what was declared of it. #}
+{% macro recorded_fingerprint(name, declared=none) %}
+{%- set alike = " and declared = '" ~ declared ~ "'" if declared else '' -%}
+{{ return(run_query("select fingerprint from " ~ state_schema() ~ ".model_state where model = '" ~ name ~ "'" ~ alike).columns[0].values() | join('')) }}
 {% endmacro %}

@@ -1,11 +1,12 @@
 {# dbt's seed, skipped while the file is what was loaded last; models compare the recorded version.
-   meta.key and meta.not_null become constraints: a bad file is refused when it is loaded, and tested no more. #}
+   meta.key, not_null and checks become constraints: a bad file is refused when it is loaded, and tested no more. #}
 {% materialization seed, adapter='postgres' %}
     {%- set version = model.checksum.checksum -%}
     {%- set relation = this.incorporate(type='table') -%}
     {%- set existing = load_cached_relation(this) -%}
     {%- do run_hooks(pre_hooks) -%}
-    {%- if existing is not none and not should_full_refresh() and recorded_fingerprint('seed ' ~ model.name) == version -%}
+    {%- set declared = local_md5(config.require('meta') | string) -%}
+    {%- if existing is not none and not should_full_refresh() and recorded_fingerprint('seed ' ~ model.name, declared) == version -%}
         {%- do store_result('agate_table', response='OK') -%}
         {% call noop_statement('main', 'UNCHANGED', 'UNCHANGED', 0) %}{% endcall %}
     {%- else -%}
@@ -25,11 +26,13 @@
             {% call statement('empty') %}delete from {{ this }};{% endcall %}
         {%- endif -%}
         {%- if rows.rows -%}{%- set loaded = load_csv_rows(model, rows) -%}{%- endif -%}
+        {%- do declare_checks(this, config.require('meta').get('checks', {})) -%}
         {% call statement('record') %}
             analyze {{ this }};
-            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
-            values ('seed {{ model.name }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
-            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of, built_at = excluded.built_at;
+            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at, declared)
+            values ('seed {{ model.name }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp(), '{{ declared }}')
+            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of,
+                built_at = excluded.built_at, declared = excluded.declared;
         {% endcall %}
         {%- do persist_docs(relation, model) -%}
         {% call noop_statement('main', 'INSERT ' ~ rows.rows | length, 'INSERT', rows.rows | length) %}{% endcall %}

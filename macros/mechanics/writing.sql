@@ -173,11 +173,19 @@
 {%- set version = declared_version(checks) -%}
 {%- if declared != version -%}
     {%- do persist_docs(relation, model) -%}
-    {%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
+    {%- do declare_checks(relation, checks) -%}
     {% call statement('declare') %}
+        update {{ state_schema() }}.model_state set declared = '{{ version }}' where model = '{{ this.identifier }}';
+    {% endcall %}
+{%- endif -%}
+{% endmacro %}
+
+{% macro declare_checks(relation, checks) %}
+{%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
+{%- if existing or checks -%}
+    {% call statement('checks') %}
         {%- for name in existing %}alter table {{ relation }} drop constraint {{ name }};{% endfor %}
         {%- for name, expression in checks.items() %}alter table {{ relation }} add constraint {{ name }} check ({{ expression }});{% endfor %}
-        update {{ state_schema() }}.model_state set declared = '{{ version }}' where model = '{{ this.identifier }}';
     {% endcall %}
 {%- endif -%}
 {% endmacro %}

@@ -3,6 +3,8 @@
     unique_key=['org_id', 'visitor_id'],
     indexes=[{'columns': ['org_id', 'propensity_score', 'last_seen_at']}, {'columns': ['org_id', 'lifecycle_stage']}],
     checks={
+        'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
+        'known_propensity_band': "propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",
         'score_is_in_its_range': "propensity_score between 0 and " ~ var('propensity_max_score'),
         'counts_are_plausible': "sessions_count between greatest(recent_sessions_count, 1) and events_count and orders_count >= 0",
         'seen_in_order': "first_seen_at <= last_seen_at and first_order_at <= last_order_at",

@@ -4,6 +4,7 @@
     unique_key=['org_id', 'visitor_id', 'entered_at'],
     indexes=[{'columns': ['entered_at', 'org_id']}],
     checks={
+        'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
         'left_after_entered': "entered_at < left_at",
     },
 ) }}

@@ -4,10 +4,8 @@
 {% macro maintained_create(relation, plan) %}
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
-{% call statement('create') %}
-    create table {{ relation }} as {{ plan.sql }};
-    alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }});
-{% endcall %}
+{% call statement('create') %}create table {{ relation }} as {{ plan.sql }}{% endcall %}
+{% call statement('key') %}alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }}){% endcall %}
 {% do create_indexes(relation) %}
 {%- for index in config.get('partial_indexes', []) %}
 {% call statement('partial_index') %}
@@ -15,11 +13,8 @@
 {% endcall %}
 {%- endfor %}
 {% do create_changes_table(relation, columns) %}
-{% call statement('count', fetch_result=True) %}
-    analyze {{ relation }};
-    select count(*) from {{ relation }};
-{% endcall %}
-{{ return(load_result('count').data[0][0]) }}
+{% call statement('analyze') %}analyze {{ relation }}{% endcall %}
+{{ return(load_result('create').response.rows_affected) }}
 {% endmacro %}
 
 
@@ -182,12 +177,10 @@
 
 {% macro declare_checks(relation, checks) %}
 {%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
-{%- if existing or checks -%}
-    {% call statement('checks') %}
-        {%- for name in existing %}alter table {{ relation }} drop constraint {{ name }};{% endfor %}
-        {%- for name, expression in checks.items() %}alter table {{ relation }} add constraint {{ name }} check ({{ expression }});{% endfor %}
-    {% endcall %}
-{%- endif -%}
+{%- set actions = [] -%}
+{%- for name in existing -%}{%- do actions.append('drop constraint ' ~ name) -%}{%- endfor -%}
+{%- for name, expression in checks.items() -%}{%- do actions.append('add constraint ' ~ name ~ ' check (' ~ expression ~ ')') -%}{%- endfor -%}
+{%- if actions -%}{% call statement('checks') %}alter table {{ relation }} {{ actions | join(', ') }}{% endcall %}{%- endif -%}
 {% endmacro %}
 
 {% macro declared_version(checks) %}

@@ -56,6 +56,8 @@ create table if not exists {{ state_schema() }}.model_state (
     built_at timestamptz not null
 );
 alter table {{ state_schema() }}.model_state add column if not exists documentation text;
+-- By which SQL: {schema, sql (with its marks), unique_key, add, rules (name:version of its seeds, views and look-ups)}.
+alter table {{ state_schema() }}.model_state add column if not exists definition jsonb;
 
 -- Numbers of changes. They begin at the microseconds since 1970, so that none comes twice when this schema was lost;
 -- tables of changes that outlived it are numbered by it again.

@@ -122,7 +122,7 @@ def _difference(found: Difference) -> str:
     key = ", ".join(f"{name} {value}" for name, value in found.key.items())
     if found.column:
         return f"{found.table} ({key}) {found.column}: stored {found.stored}, recomputed {found.recomputed}"
-    return f"{found.table} ({key}): " + ("extra, the events have no such row" if found.stored else "missing")
+    return f"{found.table} ({key}): " + ("extra, its definition gives no such row" if found.stored else "missing")
 
 
 def _sample(report: VerifyReport) -> str:

@@ -19,6 +19,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from orchestration import database
@@ -156,14 +157,14 @@ class Model:
         """A query for the keys that the next build will touch; None when it recomputes the whole table anyway."""
         found = SCOPE.search(self.sql)
         if found:
-            changes = CHANGES.sub(lambda mark: self._window(*mark.groups()), self._at_its_moment(found.group(2)))
-            return LANDED.sub(lambda mark: self._landed(mark.group(1)), changes)
-        return DELTA.sub(lambda mark: self._window(*mark.groups()), self.body) if self.add else None
+            changes = CHANGES.sub(lambda mark: self.window(*mark.groups()), self._at_its_moment(found.group(2)))
+            return LANDED.sub(lambda mark: self.landed(mark.group(1)), changes)
+        return DELTA.sub(lambda mark: self.window(*mark.groups()), self.body) if self.add else None
 
-    def _window(self, name: str, schema: str) -> str:
+    def window(self, name: str, schema: str) -> str:
         return f'(select * from "{schema}"."{name}__changes" where change_id > {self.positions.get(name, 0)})'
 
-    def _landed(self, table: str) -> str:
+    def landed(self, table: str) -> str:
         return f"(select * from {table} where landed_xid >= cast('{self.positions.get(table, 0)}' as xid8))"
 
     def _at_its_moment(self, sql: str) -> str:
@@ -345,13 +346,15 @@ class _Chooser:
             """
             create temporary table identities as
             select
+                events.landing_id,
                 events.org_id,
                 events.event_id,
                 case when btrim(events.anonymous_id) <> '' then events.anonymous_id end as anonymous_id,
                 case when btrim(events.user_id) <> '' then events.user_id end as user_id,
                 nullif(btrim(events.properties ->> 'order_id'), '') as order_id,
                 {occurred_date} as event_date,
-                {received_date} as received_date
+                {received_date} as received_date,
+                cast(null as integer) as step
             from {schema}_staging.stg_events as events
             left join {orgs} as orgs on orgs.org_id = events.org_id
             where events.org_id = any(%(orgs)s)
@@ -369,53 +372,64 @@ class _Chooser:
         with self.connection.cursor() as cursor:
             cursor.executemany("insert into sampled values (%s, %s)", sample.days or ())
         self._execute(
+            "create temporary table sampled_people (org_id text, id text, step integer);"
+            " update identities set step = 0"
+            " where (org_id, event_date) in (select * from sampled) or (org_id, received_date) in (select * from sampled)"
+        )
+        for step in range(STEPS):
+            self._find_people(step)
+            self._find_events(step)
+        self._find_people(STEPS)
+        # the last two: what is stored, but landed no more
+        self._execute(
             """
             create temporary table sampled_events as
-            select org_id, event_id from identities
-            where (org_id, event_date) in (select * from sampled) or (org_id, received_date) in (select * from sampled)
+            select org_id, event_id from identities where step is not null
             union
             select org_id, event_id from {enriched}
             where (org_id, event_date) in (select * from sampled) or (org_id, received_date) in (select * from sampled)
+            union
+            select org_id, event_id from {enriched} where (org_id, device_id) in (select org_id, id from sampled_people);
+            analyze sampled;
+            analyze sampled_events
             """
         )
-        self._find_people()
-        for _ in range(STEPS):
-            self._execute(
-                """
-                create temporary table reached as
-                select org_id, event_id from sampled_events
-                union
-                select org_id, event_id from identities
-                where (org_id, anonymous_id) in (select * from sampled_people)
-                    or (org_id, user_id) in (select * from sampled_people)
-                    or (org_id, order_id) in (
-                        select org_id, order_id from identities join sampled_events using (org_id, event_id)
-                    );
-                drop table sampled_events, sampled_people;
-                alter table reached rename to sampled_events
-                """
-            )
-            self._find_people()
-        # events that are stored, but landed no more
-        self._execute(
-            "insert into sampled_events select org_id, event_id from {enriched}"
-            " where (org_id, device_id) in (select * from sampled_people)"
-            " except select org_id, event_id from sampled_events"
-        )
-        self._execute("analyze sampled; analyze sampled_events")
 
-    def _find_people(self) -> None:
+    def _find_people(self, step: int) -> None:
+        """The people of the events found at the step."""
         self._execute(
             """
-            analyze sampled_events;
-            create temporary table sampled_people as
-            select distinct org_id, id
+            insert into sampled_people
+            select org_id, id, {step}
             from identities
-            join sampled_events using (org_id, event_id)
             cross join lateral (values (anonymous_id), (user_id)) as ids (id)
-            where id is not null;
+            where step = {step} and id is not null
+            except
+            select org_id, id, {step} from sampled_people;
             analyze sampled_people
+            """.replace("{step}", str(step))
+        )
+
+    def _find_events(self, step: int) -> None:
+        """Events of the people found at the step, and of the same orders."""
+        self._execute(
             """
+            update identities set step = {step} + 1
+            where step is null and landing_id in (
+                select landing_id from identities
+                join sampled_people as people on people.org_id = identities.org_id and people.id = identities.anonymous_id
+                where people.step = {step}
+                union all
+                select landing_id from identities
+                join sampled_people as people on people.org_id = identities.org_id and people.id = identities.user_id
+                where people.step = {step}
+                union all
+                select others.landing_id from identities
+                join identities as others on others.org_id = identities.org_id and others.order_id = identities.order_id
+                where identities.step = {step}
+            );
+            analyze identities
+            """.replace("{step}", str(step))
         )
 
 
@@ -449,7 +463,7 @@ class _Checker:
         if changed:
             return f"{', '.join(changed)} changed since"
         for name, schema in sorted(model.feeds):
-            window = model._window(name, schema)
+            window = model.window(name, schema)
             if self._one(f"select exists (select from {window} as changes where weight is null)"):
                 return f"{name} was made anew since"
         keys, query = ", ".join(model.waiting_keys), model.unconsumed()
@@ -459,51 +473,50 @@ class _Checker:
             if newer:
                 return f"{', '.join(newer)} changed since"
             query = f"select {keys} from {model.table} limit 0"
-        self.connection.execute(f"create temporary table waiting as select distinct {keys} from ({query}) as keys")
+        self.connection.execute(
+            f"create temporary table waiting as select distinct {keys} from ({query}) as keys; analyze waiting"
+        )
         if self._one(f"select exists (select from waiting where not row({keys}) is not null)"):
             return "everything is touched by what landed since"
         return None
 
     def _compare(self, model: Model) -> tuple[TableResult, list[Difference]]:
         keys = ", ".join(model.waiting_keys)
-        body, wanted = model.body, "true"
+        body = model.body
         if self.sample.days is not None and model.scope_keys:
             self._touch(model)
             body = narrowed(body, keys, [day for _, day in self.sample.days])
-            wanted = f"({keys}) in (select * from touched)"
-        elif self.sample.days is not None:
-            wanted = self._in_sample(model)
+            of_stored, of_recomputed = f"({keys}) in (select * from touched)", "true"
+            checked = "touched"
+        else:
+            same = " and ".join(f"waiting.{key} = checked.{key}" for key in model.waiting_keys)
+            of_stored = of_recomputed = f"{self._in_sample(model)} and not exists (select from waiting where {same})"
+            checked = f"(select {keys} from stored union select {keys} from recomputed) as keys"
         if model.add:
+            # a sum of nothing is no row
             sums = [name for name in model.columns if name not in model.unique_key]
             body = f"select * from (\n{body}\n) as sums where {' <> 0 or '.join(sums)} <> 0"
-        rest = (
-            f"{'true' if model.scope_keys and wanted != 'true' else wanted} and ({keys}) not in (select * from waiting)"
-        )
         self.connection.execute(
             f"""
-            create temporary table stored as select * from {model.table} where {wanted} and ({keys}) not in (select * from waiting);
-            create temporary table recomputed as select * from (\n{body}\n) as definition where {rest};
+            create temporary table stored as select * from {model.table} as checked where {of_stored};
+            create temporary table recomputed as select * from (\n{body}\n) as checked where {of_recomputed};
             analyze stored;
             analyze recomputed;
             create temporary table differing as {_differences(model)}
             """
         )
-        checked = (
-            "touched"
-            if wanted.endswith("from touched)")
-            else f"(select {keys} from stored union select {keys} from recomputed) as keys"
-        )
-        counts = self.connection.execute(
+        key_count, stored, missing, differing, waiting = self.connection.execute(
             f"""
             select (select count(*) from {checked}), (select count(*) from stored),
                 (select count(*) from differing where name is null and stored is null), (select count(*) from differing),
                 (select count(*) from waiting)
             """
         ).fetchone()
-        key_count, stored, missing, differing, waiting = counts
         found = self.connection.execute(f"select * from differing order by key::text, name limit {LISTED}").fetchall()
         result = TableResult(model.name, key_count, stored + missing, differing, waiting)
-        return result, [Difference(model.name, *row) for row in found]
+        return result, [
+            Difference(model.name, {name: key[name] for name in model.unique_key}, *cell) for key, *cell in found
+        ]
 
     def _touch(self, model: Model) -> None:
         """Makes `touched`: the sampled keys of the model's scope, and those of its stored rows of the sampled days."""
@@ -532,9 +545,11 @@ class _Checker:
 
         A table without days is checked for all of the org.
         """
-        quote = psycopg.sql.quote
+        if self.sample.days is None:
+            return "true"
+        quote = sql.quote
         if "event_date" in model.columns:
-            pairs = ", ".join(f"({quote(org_id)}, date {quote(str(day))})" for org_id, day in self.sample.days or ())
+            pairs = ", ".join(f"({quote(org_id)}, date {quote(str(day))})" for org_id, day in self.sample.days)
             return f"(org_id, event_date) in ({pairs})"
         return f"org_id in ({', '.join(quote(org_id) for org_id in self.sample.orgs)})"
 

@@ -204,7 +204,7 @@ def verify(
     org: Annotated[list[str] | None, typer.Option(help="An org to check; may be repeated. Default: by chance.")] = None,
     day: Annotated[list[str] | None, typer.Option(help="A local day, YYYY-MM-DD; may be repeated.")] = None,
     orgs: Annotated[int, typer.Option(min=1, help="How many orgs, when none is named.")] = 3,
-    days: Annotated[int, typer.Option(min=1, help="How many days of each, when none is named.")] = 5,
+    days: Annotated[int, typer.Option(min=1, help="How many days of each, when none is named.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Chooses the same orgs and days again. Default: a new one.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every org and day.")] = False,
     as_json: AsJson = False,
@@ -225,7 +225,7 @@ def verify(
         _reporter().print_verify(report)
     if report.differing:
         raise CheckFailed(
-            f"{report.differing:,} cells and rows differ from what the events say. Keep a copy of the tables, report it, "
+            f"{report.differing:,} cells or rows differ from what the events say. Keep a copy of the tables, report it, "
             "and repair them with audience build --full-refresh."
         )
 

@@ -113,7 +113,10 @@ def print_verify(report: VerifyReport) -> None:
             if report.differing > len(report.differences)
             else ""
         )
-        out.print(f"{report.differing:,} differences{first}. Checked: {_sample(report)}.", soft_wrap=True)
+        out.print(f"Differences: {report.differing:,}{first}. Checked: {_sample(report)}.", soft_wrap=True)
+        out.print("A table is computed from those before it: look at the first one that differs.")
+        if report.waits:
+            out.print("A build that ended early can look like this, too: run audience build, then verify again.")
     else:
         out.print(f"exact: {report.rows:,} rows are what the events say. Checked: {_sample(report)}.", soft_wrap=True)
 

@@ -6,7 +6,8 @@ import re
 from datetime import date
 from pathlib import Path
 
-from orchestration.verify import KEYS, Model, in_dependency_order, narrowed
+from orchestration.recorded_models import Model, in_dependency_order, narrowed
+from orchestration.verify_sample import KEYS
 
 PROJECT = Path(__file__).resolve().parents[2]
 MOMENT = "cast('2026-07-01 12:00:00+00' as timestamptz)"

@@ -199,6 +199,44 @@ def _build(as_of: str | None = None, full_refresh: bool = False, select: str | N
         return run_build(as_of=as_of, full_refresh=full_refresh, select=select, progress=advance)
 
 
+@app.command(epilog="Example: audience verify --org north_hall --day 2026-06-12")
+def verify(
+    org: Annotated[list[str] | None, typer.Option(help="An org to check; may be repeated. Default: by chance.")] = None,
+    day: Annotated[list[str] | None, typer.Option(help="A local day, YYYY-MM-DD; may be repeated.")] = None,
+    orgs: Annotated[int, typer.Option(min=1, help="How many orgs, when none is named.")] = 3,
+    days: Annotated[int, typer.Option(min=1, help="How many days of each, when none is named.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Chooses the same orgs and days again. Default: a new one.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check every org and day.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute a sample of orgs and days from the events and compare every table, cell by cell."""
+    from orchestration.verify import verify as run_verify
+
+    if everything and (org or day or seed is not None):
+        raise UserError("--all checks every org and day: leave out --org, --day and --seed.")
+    with _reporter().steps("Verifying", "orgs and days are chosen") as advance:
+        report = run_verify(
+            orgs=org or (), days=[_day(text) for text in day or ()], org_count=orgs, day_count=days, seed=seed,
+            everything=everything, progress=advance,
+        )  # fmt: skip
+    if as_json:
+        _print_json({"exact": not report.differing, "differing": report.differing, **asdict(report)})
+    else:
+        _reporter().print_verify(report)
+    if report.differing:
+        raise CheckFailed(
+            f"{report.differing:,} cells or rows differ from what the events say. Keep a copy of the tables, report it, "
+            "and repair them with audience build --full-refresh."
+        )
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(f"--day {text!r} is not a day ({error}): give YYYY-MM-DD.") from error
+
+
 @app.command(epilog="Example: audience demo")
 def demo(events: Annotated[int, typer.Option(min=1000, help="Rows of the sample, about.")] = SAMPLE_EVENTS) -> None:
     """Everything on the embedded server: sample, load, build, and what the marts say."""

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import yaml
 from psycopg import sql
 
 from orchestration import database, dbt
 from orchestration.read import COLUMNS, Block, Rules, find_sources, read_blocks, storable
-from orchestration.settings import project_dir
+from orchestration.settings import project_variables
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
     started = time.monotonic()
     sources = find_sources(paths)
     names = [source.name for source in sources]
-    variables = _project_variables()
+    variables = project_variables()
     schema = variables["landing_schema"]
     ensure_landing_tables()
     received, accepted = 0, 0
@@ -84,13 +83,9 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
     )  # fmt: skip
 
 
-def _project_variables() -> dict[str, Any]:
-    return yaml.safe_load((project_dir() / "dbt_project.yml").read_text())["vars"]
-
-
 def ensure_landing_tables() -> None:
     """Makes the landing tables where they are missing, or of a release before the newest table."""
-    newest = f"{_project_variables()['landing_schema']}.runner_state"
+    newest = f"{project_variables()['landing_schema']}.runner_state"
     with database.connect(autocommit=True) as connection:
         found = connection.execute("select to_regclass(%s)", [newest]).fetchone()
     if found == (None,):
@@ -307,7 +302,7 @@ def parse_new_user_agents(connection: psycopg.Connection) -> int:
     """
     from orchestration.user_agents import parser_version
 
-    landing = _Statements(connection, _project_variables()["landing_schema"])
+    landing = _Statements(connection, project_variables()["landing_schema"])
     # Taken before the events are read: what an older transaction lands later is read by the next call.
     horizon = landing.execute("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint").fetchone()[0]
     stale = landing.execute("select user_agent from {user_agents} where parser_version <> %s", [parser_version()])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 from orchestration.errors import UserError
 
@@ -24,6 +27,11 @@ def project_dir() -> Path:
             "Run it from a checkout, or name the checkout in AUDIENCE_PROJECT."
         )
     return folder
+
+
+def project_variables() -> dict[str, Any]:
+    """The variables of dbt_project.yml."""
+    return yaml.safe_load((project_dir() / "dbt_project.yml").read_text())["vars"]
 
 
 def target_folder() -> Path:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestration.build import BuildReport
     from orchestration.load import LoadReport
     from orchestration.summary import Summary
+    from orchestration.verify import Difference, VerifyReport
 
 # Wide enough for every table when standard output is a file or a pipe.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
@@ -49,13 +50,13 @@ def transfer(title: str, total_bytes: int) -> Iterator[Callable[[int, int], None
 
 
 @contextmanager
-def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over numbered steps; the yielded function takes done, total and the step's name."""
+def steps(title: str, first: str = "dbt is starting") -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over numbered steps; the yielded function takes done, total and the step's name. first: what comes before."""
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}"),
         TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal,
     ) as bar:  # fmt: skip
-        task = bar.add_task(title, total=None, step="dbt is starting")
+        task = bar.add_task(title, total=None, step=first)
         yield lambda done, total, step: bar.update(task, completed=done, total=total, step=step)
 
 
@@ -90,6 +91,52 @@ def print_build(report: BuildReport) -> None:
     passed = sum(node.status == "pass" for node in tests)
     summary = f"{len(changed)} models changed" if changed else "nothing new, no row changed"
     out.print(f"Built in {report.seconds:.1f} s: {summary}; {passed} of {len(tests)} tests passed.")
+
+
+def print_verify(report: VerifyReport) -> None:
+    """What was compared, table by table, the first differences, and the verdict."""
+    rows = [
+        (table.table, f"{table.keys:,}", f"{table.rows:,}", f"{table.waiting:,}" if table.waiting else "", f"{table.differing:,}")
+        for table in report.tables
+    ]  # fmt: skip
+    _table("Recomputed from the events", ("table", "keys", "rows", "waiting", "differing"), rows)
+    for table in report.tables:
+        if table.all_wait:
+            out.print(f"  not compared: {table.table} waits for the next build ({table.all_wait})", markup=False)
+    if report.waiting:
+        out.print(f"  not compared: {report.waiting:,} keys wait for the next build; it takes what landed meanwhile")
+    for difference in report.differences:
+        out.print(f"  {_difference(difference)}", markup=False, soft_wrap=True)
+    if report.differing:
+        first = (
+            f", of which the first {len(report.differences)} are listed"
+            if report.differing > len(report.differences)
+            else ""
+        )
+        out.print(f"Differences: {report.differing:,}{first}. Checked: {_sample(report)}.", soft_wrap=True)
+        out.print("A table is computed from those before it: look at the first one that differs.")
+        if report.waits:
+            out.print("A build that ended early can look like this, too: run audience build, then verify again.")
+    else:
+        out.print(f"exact: {report.rows:,} rows are what the events say. Checked: {_sample(report)}.", soft_wrap=True)
+
+
+def _difference(found: Difference) -> str:
+    key = ", ".join(f"{name} {value}" for name, value in found.key.items())
+    if found.column:
+        return f"{found.table} ({key}) {found.column}: stored {found.stored}, recomputed {found.recomputed}"
+    return f"{found.table} ({key}): " + ("extra, its definition gives no such row" if found.stored else "missing")
+
+
+def _sample(report: VerifyReport) -> str:
+    """The orgs and days in words, and how to check them again."""
+    if report.sample.days is None:
+        return f"every org and day, in {report.seconds:.1f} s"
+    orgs: dict[str, list[str]] = {}
+    for org_id, day in report.sample.days:
+        orgs.setdefault(org_id, []).append(str(day))
+    named = "; ".join(f"{org_id} on {', '.join(days)}" for org_id, days in orgs.items())
+    return f"{named} (--seed {report.sample.seed}, {report.seconds:.1f} s)"
 
 
 def _change(now: Any, before: Any) -> str:

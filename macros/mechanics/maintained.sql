@@ -35,6 +35,7 @@
         {%- do run_audits(plan) -%}
         {%- do record_state(plan) -%}
     {%- endif -%}
+    {%- do keep_defined(sql, plan.rules) -%}
     {%- do keep_declared(target_relation, plan.declared) -%}
 
     {%- do run_hooks(post_hooks) -%}
@@ -47,7 +48,7 @@
 
 
 {# Decides what this run recomputes.
-   Returns {mode, full, idle, sql, scope_keys, positions, fingerprint, audits}; makes the table `touched`. #}
+   Returns {mode, full, idle, sql, scope_keys, positions, fingerprint, rules, audits}; makes the table `touched`. #}
 {% macro maintained_plan(sql, fresh) %}
 {%- set re = modules.re -%}
 {%- set scopes = re.findall('/\* scope (.+?)\n(.*?)\nscope \*/', sql, re.S) -%}
@@ -57,7 +58,8 @@
 {%- set feeds = (re.findall('@changes (\S+) (\S+)@', scope_sql) + re.findall('/\* delta (\S+) (\S+) \*/', body)) | unique | list -%}
 {%- set landings = re.findall('@landed ([^@]+)@', scope_sql) | unique | list -%}
 
-{%- set fingerprint = local_md5(body) ~ rules_fingerprint() -%}
+{%- set rules = rule_versions() -%}
+{%- set fingerprint = local_md5(body) ~ (local_md5(rules | join('|')) if rules else '') -%}
 {%- set state = maintained_state(feeds, landings) -%}
 {%- set known = state.model is not none and not fresh -%}
 {%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}
@@ -71,7 +73,7 @@
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
-    positions=state.next, fingerprint=fingerprint, declared=state.model.declared if state.model else none, sql=at_this_moment(body)) -%}
+    positions=state.next, fingerprint=fingerprint, rules=rules, declared=state.model.declared if state.model else none, sql=at_this_moment(body)) -%}
 
 {%- if not full and not idle -%}
     {%- set ns = namespace(scope=at_this_moment(scope_sql, state.model.as_of)) -%}
@@ -147,11 +149,11 @@
 {% endmacro %}
 
 
-{# md5 of what the model reads by rule rather than by change: its seeds, and its views with what they read. #}
-{% macro rules_fingerprint() %}
+{# What the model reads by rule rather than by change, as 'name:version': its seeds, look-ups, and views with what they read. #}
+{% macro rule_versions() %}
 {%- set parts = [] -%}
 {%- for id in model.depends_on.nodes -%}{%- do rule_parts(id, parts) -%}{%- endfor -%}
-{{ return(local_md5(parts | unique | sort | join('|')) if parts else '') }}
+{{ return(parts | unique | sort | list) }}
 {% endmacro %}
 
 {% macro rule_parts(id, parts) %}
@@ -195,7 +197,7 @@ inputs (input, pending, next_position, is_reset) as (
     {%- endfor %}
 )
 select cast(jsonb_build_object(
-    'model', (select to_jsonb(known) || jsonb_build_object('as_of_moved', as_of <> cast('{{ as_of_text() }}' as timestamptz)) from known),
+    'model', (select to_jsonb(known) - 'definition' || jsonb_build_object('as_of_moved', as_of <> cast('{{ as_of_text() }}' as timestamptz)) from known),
     'pending', bool_or(pending),
     'reset', bool_or(is_reset),
     'next', coalesce((select positions from known), '{}') || coalesce(jsonb_object_agg(input, coalesce(next_position,

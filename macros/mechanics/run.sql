@@ -52,7 +52,7 @@ declare
     landed regclass;
 begin
     if exists (select from {{ landing }}.runner_state where name = 'cluster' and position = here)
-        and exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint = cast(here as text)) then
+        and exists (select from {{ state_schema() }}.model_state where model = 'the cluster' and fingerprint = cast(here as text)) then
         return;
     end if;
     perform pg_advisory_xact_lock(hashtextextended('audience ddl', 42));
@@ -65,12 +65,12 @@ begin
         end loop;
         delete from {{ landing }}.runner_state;
     end if;
-    if exists (select from {{ state_schema() }}.model_state where model = 'cluster' and fingerprint <> cast(here as text)) then
+    if exists (select from {{ state_schema() }}.model_state where model = 'the cluster' and fingerprint <> cast(here as text)) then
         delete from {{ state_schema() }}.model_state;
     end if;
     insert into {{ landing }}.runner_state (name, position) values ('cluster', here) on conflict do nothing;
     insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
-    values ('cluster', cast(here as text), '{}', 'epoch', clock_timestamp()) on conflict do nothing;
+    values ('the cluster', cast(here as text), '{}', 'epoch', clock_timestamp()) on conflict do nothing;
 end $$;
 commit;
 {% endmacro %}
@@ -91,6 +91,8 @@ create table if not exists {{ state_schema() }}.model_state (
     built_at timestamptz not null
 );
 alter table {{ state_schema() }}.model_state drop column if exists documentation, add column if not exists declared text;
+-- By which SQL: {schema, sql (with its marks), unique_key, add, rules (name:version of its seeds, views and look-ups)}.
+alter table {{ state_schema() }}.model_state add column if not exists definition jsonb;
 
 -- Numbers of changes. They begin at the microseconds since 1970, so that none comes twice when this schema was lost;
 -- tables of changes that outlived it are numbered by it again.
@@ -111,7 +113,8 @@ end $$;
 {% endmacro %}
 
 
-{# After a run: changes that every model has consumed are emptied. Those of an interrupted run wait for the next. #}
+{# After a run: changes that every model has consumed are emptied, and what is no model any more is forgotten. Those of an
+   interrupted run wait for the next. #}
 {% macro finish_run() %}
 {% if execute and flags.WHICH in ('run', 'build') %}
 {% do run_query(prune_changes_sql()) %}
@@ -150,6 +153,7 @@ begin
         end if;
     end loop;
 end $$;
+delete from {{ state_schema() }}.model_state where model not like '% %' and model not in ('{{ consumers | join("', '") }}');
 commit;
 {% endmacro %}
 

@@ -175,6 +175,17 @@
 {%- endif -%}
 {% endmacro %}
 
+{# By which definition the table was built, for those who check it without dbt; also of a table that did not change. #}
+{% macro keep_defined(sql, rules) %}
+{%- set definition = {'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': rules} -%}
+{% call statement('define') %}
+    update {{ state_schema() }}.model_state as known set definition = new.definition
+    from (select cast('{{ tojson(definition) | replace("'", "''") }}' as jsonb) as definition) as new
+    where known.model = '{{ this.identifier }}' and known.definition is distinct from new.definition;
+{% endcall %}
+{% endmacro %}
+
+
 {% macro declare_checks(relation, checks) %}
 {%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
 {%- set actions = [] -%}

@@ -46,7 +46,7 @@ def test_a_dump_restored_into_another_cluster_loses_nothing(project):
         connection.execute(f"alter table analytics.{table} enable trigger user")
     connection.execute("update analytics.runner_state set position = position + 9000000000 where name <> 'cluster'")
     connection.execute("update analytics.runner_state set position = 1 where name = 'cluster'")
-    connection.execute("update audience_state.model_state set fingerprint = '1' where model = 'cluster'")
+    connection.execute("update audience_state.model_state set fingerprint = '1' where model = 'the cluster'")
     connection.execute(
         "update audience_state.model_state set positions = (select jsonb_object_agg(key, value::bigint + 9000000000)"
         " from jsonb_each_text(positions)) where positions ? 'analytics.events' or positions::text ~ 'events'"

@@ -1,9 +1,9 @@
-{# The day on which the same visitor (in the same slice) last did the same before this day; '0001-01-01' for never.
+{# Over one row per day: the day on which the same visitor (in the same slice) last did the same before this day; '0001-01-01' for never.
    Null when the visitor did not do it on this day. Summing visitors whose previous day is before the first day of a
    range counts each of them once, over any range. #}
 {% macro previous_date(condition) -%}
 case when {{ condition }} then coalesce(
-            max(event_date) filter (where {{ condition }}) over (chain range between unbounded preceding and interval '1 day' preceding),
+            max(event_date) filter (where {{ condition }}) over (chain rows between unbounded preceding and 1 preceding),
             date '0001-01-01') end
 {%- endmacro %}
 

@@ -8,6 +8,15 @@ cast(coalesce(sum({{ column }}), 0) as numeric(18, 2)) as {{ column }}
 {%- endmacro %}
 
 
+{# What holds for each row of a mart of sums. #}
+{% macro checks_of_sums() -%}
+{{ return({
+    'no_count_is_negative': 'least(events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, orders_count, refunded_amount) >= 0',
+    'sessions_are_plausible': 'sessions_count between greatest(ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count) and events_count',
+}) }}
+{%- endmacro %}
+
+
 {# Audits of a mart of sums, in the transaction that writes it: its revenue is that of the orders, per org, and nobody
    is in it of whom there is no event. #}
 {% macro audit_sums() -%}

@@ -19,6 +19,15 @@ cross join lateral (values
 {%- endmacro %}
 
 
+{# What holds for each row of distinct visitors that add up. #}
+{% macro checks_of_uniques() -%}
+{{ return({
+    'known_activity': "activity in ('visit', 'ticket_cta', 'checkout_start', 'purchase')",
+    'uniques_are_plausible': 'visitors_count > 0 and previous_date < event_date',
+}) }}
+{%- endmacro %}
+
+
 {# Did the visitor's row of the day hold this? Orders are joined to the visit they were made in. #}
 {% macro visitor_day_flags() -%}
 sum(ticket_ctas_count) > 0 as has_ticket_cta,

@@ -2,10 +2,7 @@
 {{ config(
     unique_key=['org_id', 'event_date'],
     add=true,
-    checks={
-        'no_count_is_negative': "least(events_count, sessions_count, ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, orders_count, refunded_amount) >= 0",
-        'sessions_are_plausible': "sessions_count between greatest(ticket_cta_sessions_count, checkout_sessions_count, purchase_sessions_count, mobile_sessions_count + desktop_sessions_count) and events_count",
-    },
+    checks=dict(checks_of_sums(), devices_are_plausible='mobile_sessions_count + desktop_sessions_count <= sessions_count'),
 ) }}
 {{ audit_sums() }}
 with visitorless as (

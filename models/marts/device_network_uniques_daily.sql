@@ -3,10 +3,7 @@
 {{ config(
     unique_key=['org_id', 'device_type', 'os', 'browser', 'network_type', 'activity', 'previous_date', 'event_date'],
     add=true,
-    checks={
-        'known_activity': "activity in ('visit', 'ticket_cta', 'checkout_start', 'purchase')",
-        'uniques_are_plausible': "visitors_count > 0 and previous_date < event_date",
-    },
+    checks=checks_of_uniques(),
 ) }}
 select
     days.org_id,

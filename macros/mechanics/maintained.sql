@@ -12,14 +12,15 @@
     {%- set target_relation = this.incorporate(type='table') -%}
     {%- do run_hooks(pre_hooks) -%}
 
-    {% call statement('lock') %}
+    {% call statement('lock', fetch_result=True) %}
         set local timezone = 'UTC';
         select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
+        select (select relkind from pg_class where oid = to_regclass('{{ this }}'));
     {% endcall %}
-    {%- set existing = load_cached_relation(this) -%}
-    {%- if existing and existing.is_view -%}{%- do adapter.drop_relation(existing) -%}{%- endif -%}
-    {#- Another run may have made it since this one listed what there is. -#}
-    {%- set fresh = run_query("select to_regclass('" ~ this ~ "') is null").columns[0].values()[0] -%}
+    {#- Asked again under the lock: another run may have made it since this one listed what there is. -#}
+    {%- set kind = load_result('lock').data[0][0] -%}
+    {%- if kind == 'v' -%}{%- do adapter.drop_relation(this.incorporate(type='view')) -%}{%- endif -%}
+    {%- set fresh = kind in (none, 'v') -%}
     {%- set plan = maintained_plan(sql, fresh) -%}
 
     {%- if plan.idle -%}
@@ -35,8 +36,7 @@
         {%- do run_audits(plan) -%}
         {%- do record_state(plan) -%}
     {%- endif -%}
-    {%- do keep_defined(sql, plan.rules) -%}
-    {%- do keep_declared(target_relation, plan.declared) -%}
+    {%- do keep_declared(target_relation, sql, plan) -%}
 
     {%- do run_hooks(post_hooks) -%}
     {% call noop_statement('main', plan.mode ~ ' ' ~ changed, plan.mode, changed) %}
@@ -151,23 +151,28 @@
 
 {# What the model reads by rule rather than by change, as 'name:version': its seeds, look-ups, and views with what they read. #}
 {% macro rule_versions() %}
-{%- set parts = [] -%}
-{%- for id in model.depends_on.nodes -%}{%- do rule_parts(id, parts) -%}{%- endfor -%}
-{{ return(parts | unique | sort | list) }}
+{%- set recorded, views = [], [] -%}
+{%- for id in model.depends_on.nodes -%}{%- do rule_names(id, recorded, views) -%}{%- endfor -%}
+{%- if not recorded and not views -%}{{ return([]) }}{%- endif -%}
+{%- set query -%}
+select regexp_replace(model, '^seed ', '') || ':' || fingerprint from {{ state_schema() }}.model_state where model in ('{{ recorded | join("', '") }}')
+{%- for schema, name in views | unique %}
+union all
+select '{{ name }}:' || md5(pg_get_viewdef('"{{ schema }}"."{{ name }}"'::regclass))
+{%- endfor %}
+{%- endset -%}
+{{ return(run_query(query).columns[0].values() | sort) }}
 {% endmacro %}
 
-{% macro rule_parts(id, parts) %}
+{% macro rule_names(id, recorded, views) %}
 {%- set node = graph.nodes.get(id) -%}
 {%- if node and node.resource_type == 'seed' -%}
-    {%- do parts.append(node.name ~ ':' ~ recorded_fingerprint('seed ' ~ node.name)) -%}
-{%- elif node and node.resource_type == 'model' and node.config.materialized == 'ephemeral' -%}
-    {%- for parent in node.depends_on.nodes -%}{%- do rule_parts(parent, parts) -%}{%- endfor -%}
+    {%- do recorded.append('seed ' ~ node.name) -%}
 {%- elif node and node.resource_type == 'model' and node.config.get('lookup') -%}
-    {%- do parts.append(node.name ~ ':' ~ recorded_fingerprint(node.alias)) -%}
-{%- elif node and node.resource_type == 'model' and node.config.materialized == 'view' -%}
-    {%- set definition = "select pg_get_viewdef('" ~ api.Relation.create(schema=node.schema, identifier=node.alias) ~ "'::regclass)" -%}
-    {%- do parts.append(node.name ~ ':' ~ local_md5(run_query(definition).columns[0].values()[0])) -%}
-    {%- for parent in node.depends_on.nodes -%}{%- do rule_parts(parent, parts) -%}{%- endfor -%}
+    {%- do recorded.append(node.alias) -%}
+{%- elif node and node.resource_type == 'model' and node.config.materialized in ('ephemeral', 'view') -%}
+    {%- do views.append((node.schema, node.alias)) if node.config.materialized == 'view' -%}
+    {%- for parent in node.depends_on.nodes -%}{%- do rule_names(parent, recorded, views) -%}{%- endfor -%}
 {%- endif -%}
 {% endmacro %}
 

@@ -161,30 +161,23 @@
 {% endmacro %}
 
 
-{# Comments follow the YAML and checks the config, also on a table that did not change. A check that a row breaks undoes
-   what was written. #}
-{% macro keep_declared(relation, declared) %}
+{# Comments follow the YAML and checks the config, also on a table that did not change; a check that a row breaks undoes
+   what was written. Beside them, for those who check the table without dbt, the definition by which it was built. #}
+{% macro keep_declared(relation, sql, plan) %}
 {%- set checks = config.get('checks', {}) -%}
-{%- set version = declared_version(checks) -%}
-{%- if declared != version -%}
+{%- set definition = tojson({'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': plan.rules}) -%}
+{%- set texts = [model.description, checks | string, definition] -%}
+{%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
+{%- set version = local_md5(texts | join('|')) -%}
+{%- if plan.declared != version -%}
     {%- do persist_docs(relation, model) -%}
     {%- do declare_checks(relation, checks) -%}
     {% call statement('declare') %}
-        update {{ state_schema() }}.model_state set declared = '{{ version }}' where model = '{{ this.identifier }}';
+        update {{ state_schema() }}.model_state set declared = '{{ version }}', definition = cast('{{ definition | replace("'", "''") }}' as jsonb)
+        where model = '{{ this.identifier }}';
     {% endcall %}
 {%- endif -%}
 {% endmacro %}
-
-{# By which definition the table was built, for those who check it without dbt; also of a table that did not change. #}
-{% macro keep_defined(sql, rules) %}
-{%- set definition = {'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': rules} -%}
-{% call statement('define') %}
-    update {{ state_schema() }}.model_state as known set definition = new.definition
-    from (select cast('{{ tojson(definition) | replace("'", "''") }}' as jsonb) as definition) as new
-    where known.model = '{{ this.identifier }}' and known.definition is distinct from new.definition;
-{% endcall %}
-{% endmacro %}
-
 
 {% macro declare_checks(relation, checks) %}
 {%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
@@ -192,12 +185,6 @@
 {%- for name in existing -%}{%- do actions.append('drop constraint ' ~ name) -%}{%- endfor -%}
 {%- for name, expression in checks.items() -%}{%- do actions.append('add constraint ' ~ name ~ ' check (' ~ expression ~ ')') -%}{%- endfor -%}
 {%- if actions -%}{% call statement('checks') %}alter table {{ relation }} {{ actions | join(', ') }}{% endcall %}{%- endif -%}
-{% endmacro %}
-
-{% macro declared_version(checks) %}
-{%- set texts = [model.description, checks | string] -%}
-{%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
-{{ return(local_md5(texts | join('|'))) }}
 {% endmacro %}
 
 

@@ -1,19 +1,22 @@
 -- Grain: one row per org and event of a person on a device: its visitor, where its session starts, what it is the first to say in it.
 {{ config(materialized='ephemeral') }}
-with events as (
+with devices as (
+    select * from {{ ref('int_devices') }}
+),
+-- The visitor is looked up before events are put in order: afterwards they would be sorted once more.
+events as (
     select
-        *,
+        events.*,
+        {{ visitor_id('events', 'devices') }} as visitor_id,
         case when has_touch then occurred_at end as touched_at,
         case when device_type <> 'unknown' then occurred_at end as device_known_at,
         case when network_type <> 'unknown' then occurred_at end as network_known_at
-    from {{ ref('int_events_enriched') }}
-    where {{ in_scope('org_id, device_id') }}
-        and device_id is not null
+    from {{ ref('int_events_enriched') }} as events
+    left join devices on devices.org_id = events.org_id and devices.device_id = events.device_id
+    where {{ in_scope('events.org_id, events.device_id') }}
+        and events.device_id is not null
         and is_person
         and occurred_at <= {{ as_of() }}
-),
-devices as (
-    select * from {{ ref('int_devices') }}
 ),
 sessions as (
     select
@@ -31,12 +34,11 @@ sessions as (
 ),
 final as (
     select
-        sessions.*,
-        {{ visitor_id('sessions', 'devices') }} as visitor_id,
+        *,
         touched_at is not null and coalesce(touched_before_at < session_started_at, true) as is_first_touch,
         device_known_at is not null and coalesce(device_known_before_at < session_started_at, true) as is_first_device,
         network_known_at is not null and coalesce(network_known_before_at < session_started_at, true) as is_first_network
     from sessions
-    left join devices on devices.org_id = sessions.org_id and devices.device_id = sessions.device_id
 )
-select * from final
+-- in the order they are in anyway, said so that grouping them by device needs no other sort
+select * from final order by org_id, device_id

@@ -1,17 +1,11 @@
 {# How a maintained table is written. Each returns the number of rows written or removed. #}
 
-{# The first build: create, fill, key and index. #}
+{# The first build: create, fill and key. #}
 {% macro maintained_create(relation, plan) %}
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
 {% call statement('create') %}create table {{ relation }} as {{ plan.sql }}{% endcall %}
 {% call statement('key') %}alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }}){% endcall %}
-{% do create_indexes(relation) %}
-{%- for index in config.get('partial_indexes', []) %}
-{% call statement('partial_index') %}
-    create index on {{ relation }} ({{ index.columns | join(', ') }}) where {{ index.where }};
-{% endcall %}
-{%- endfor %}
 {% do create_changes_table(relation, columns) %}
 {% call statement('analyze') %}analyze {{ relation }}{% endcall %}
 {{ return(load_result('create').response.rows_affected) }}
@@ -161,22 +155,39 @@
 {% endmacro %}
 
 
-{# Comments follow the YAML and checks the config, also on a table that did not change; a check that a row breaks undoes
-   what was written. Beside them, for those who check the table without dbt, the definition by which it was built. #}
+{# Comments follow the YAML, indexes and checks the config, also on a table that did not change; a check that a row breaks
+   undoes what was written. Beside them, for those who check the table without dbt, the definition by which it was built. #}
 {% macro keep_declared(relation, sql, plan) %}
 {%- set checks = config.get('checks', {}) -%}
 {%- set definition = tojson({'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': plan.rules}) -%}
-{%- set texts = [model.description, checks | string, definition] -%}
+{%- set texts = [model.description, checks | string, config.get('indexes', []) | string, definition] -%}
 {%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
 {%- set version = local_md5(texts | join('|')) -%}
 {%- if plan.declared != version -%}
     {%- do persist_docs(relation, model) -%}
+    {%- do declare_indexes(relation) -%}
     {%- do declare_checks(relation, checks) -%}
     {% call statement('declare') %}
         update {{ state_schema() }}.model_state set declared = '{{ version }}', definition = cast('{{ definition | replace("'", "''") }}' as jsonb)
         where model = '{{ this.identifier }}';
     {% endcall %}
 {%- endif -%}
+{% endmacro %}
+
+{# Named by what they index, so that a release that changes one makes and drops that one. #}
+{% macro declare_indexes(relation) %}
+{%- set existing = run_query("select relname from pg_index join pg_class on pg_class.oid = indexrelid where indrelid = '" ~ relation ~ "'::regclass and not indisunique").columns[0].values() -%}
+{%- set wanted = {} -%}
+{%- for index in config.get('indexes', []) -%}
+    {%- set definition = '(' ~ index.columns | join(', ') ~ ')' ~ (' where ' ~ index.where if index.where else '') -%}
+    {%- do wanted.update({relation.identifier ~ '_' ~ local_md5(definition)[:8]: definition}) -%}
+{%- endfor -%}
+{%- for name in existing -%}
+    {%- if name not in wanted -%}{% call statement('drop_index') %}drop index "{{ relation.schema }}"."{{ name }}"{% endcall %}{%- endif -%}
+{%- endfor -%}
+{%- for name, definition in wanted.items() -%}
+    {%- if name not in existing -%}{% call statement('index') %}create index "{{ name }}" on {{ relation }} {{ definition }}{% endcall %}{%- endif -%}
+{%- endfor -%}
 {% endmacro %}
 
 {% macro declare_checks(relation, checks) %}

@@ -46,8 +46,8 @@ select org_id, visitor_id from {{ changes('int_orders') }} as orders where visit
 union all
 select org_id, visitor_id
 from {{ ref('int_visits') }} as visits
-where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 2
-        and cast(greatest({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} + 2
+where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 1
+        and cast(greatest({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} + 1
     and exists (
         select from (values (first_event_at), (last_event_at), (last_ticket_cta_at), (last_checkout_at)) as moments (moment)
         where {{ passed_since_previous("moment + interval '" ~ days ~ " days'") }}

@@ -4,10 +4,8 @@
     changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],
     indexes=[
         {'columns': ['org_id', 'device_id', 'occurred_at']},
-        {'columns': ['occurred_at'], 'type': 'brin'},
-        {'columns': ['received_at'], 'type': 'brin'},
-    ],
-    partial_indexes=[
+        {'columns': ['occurred_at']},
+        {'columns': ['org_id', 'received_date']},
         {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
         {'columns': ['org_id', 'order_reference'], 'where': 'order_reference is not null'},
         {'columns': ['pending_user_agent_id'], 'where': 'pending_user_agent_id is not null'},

@@ -43,7 +43,7 @@ from {{ landed('events_removed') }} as removed left join {{ ref('orgs') }} as or
 with deliveries as (
     select org_id, null as rejection_reason, true as is_accepted, is_bot, is_internal, is_opted_out, device_id, occurred_at, received_at
     from {{ ref('int_events_enriched') }}
-    where {{ in_scope_days('received_at', 'received_date') }}
+    where {{ in_scope('org_id, received_date') }}
     union all
     select org_id, null, false, null, null, null, null, null, received_at
     from {{ ref('int_repeated_deliveries') }}

@@ -124,9 +124,10 @@ def build(
         arguments += ["--full-refresh"]
     if select:
         arguments += ["--select", select]
+    variables = {AS_OF: parse_as_of(as_of)} if as_of else {}
     with build_lock() as lock:
         parse_landed_user_agents()
-        return _run(arguments, progress, lock, {AS_OF: parse_as_of(as_of)} if as_of else {})
+        return _run(arguments, progress, lock, variables)
 
 
 def parse_landed_user_agents() -> None:

@@ -39,7 +39,7 @@
 
 {# What the test would look at, as one number, and the one at which it last passed. #}
 {% macro tested_version(tables) %}
-{%- if none in tables -%}{{ return(['', none]) }}{%- endif -%}
+{%- if none in tables or not tables -%}{{ return(['', none]) }}{%- endif -%}
 {%- set query -%}
 select
     md5('{{ local_md5(sql) }}' || string_agg(model || ' ' || built_at, ',' order by model) filter (where model in ('{{ tables | unique | join("', '") }}'))),

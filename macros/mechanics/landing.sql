@@ -54,7 +54,9 @@ begin
         alter table {{ landing }}.events add column rejection_reason text generated always as ({{ rejection_reason() }}) stored;
         create index events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
     end if;
-    insert into {{ landing }}.events_removed default values;
+    if exists (select from {{ landing }}.events) then
+        insert into {{ landing }}.events_removed default values;
+    end if;
     execute format('comment on column {{ landing }}.events.rejection_reason is %L', rule);
 end $judge$;
 

@@ -100,5 +100,5 @@ def test_a_row_that_breaks_a_check_is_not_published(project):
     connection.execute("delete from analytics.events where org_id = %s and occurred_at::date = %s", day)
     done = dbt.run("build", "--exclude-resource-type", "unit_test", "--vars", json.dumps({"as_of": AS_OF}))
     assert done.returncode == 1
-    assert 'violates check constraint "no_count_is_negative"' in done.stdout
+    assert 'new row for relation "audience_overview_daily" violates check constraint' in done.stdout
     assert project.rows("audience")[".audience_overview_daily"] == before

@@ -298,7 +298,9 @@ def test_nothing_built_is_refused(database):
 
 
 def test_definitions_of_an_older_release_are_recorded_by_a_build_of_nothing_new(connection):
-    connection.execute("update audience_state.model_state set definition = null, declared = null where model = 'int_visits'")
+    connection.execute(
+        "update audience_state.model_state set definition = null, declared = null where model = 'int_visits'"
+    )
     with pytest.raises(UserError, match="No definition is recorded of int_visits: run audience build"):
         verify()
     report = build(as_of=AS_OF)

@@ -432,6 +432,8 @@ def test_an_interrupted_load_leaves_nothing(tmp_path, signal):
     path = lines(tmp_path / "a.ndjson", *(event(f"e{i}", url="x" * 300) for i in range(60_000)))
     program = (
         "import os, signal, sys; from pathlib import Path; from orchestration.load import load_files\n"
+        # a shell starts what it runs in the background with SIGINT ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"stop = lambda size, rows: os.kill(os.getpid(), signal.{signal})\n"
         "load_files([Path(sys.argv[1])], progress=stop)"
     )

@@ -96,9 +96,9 @@ def verify(
     Raises UserError for an unknown org, when nothing was built yet and when everything waits for the next build.
     """
     started = time.monotonic()
-    schema, landing = target_schema(), project_variables()["landing_schema"]
+    schema, variables = target_schema(), project_variables()
     with database.connect(autocommit=True) as connection:
-        tables = _tables(connection, schema, landing)
+        tables = _tables(connection, schema, variables["landing_schema"])
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.autocommit = False
         try:
@@ -107,7 +107,7 @@ def verify(
             models = in_dependency_order(recorded_models(connection, schema))
             sample = Sample(None)
             if not everything:
-                chooser = Chooser(connection, schema, landing)
+                chooser = Chooser(connection, schema, variables)
                 seed = random.SystemRandom().randrange(10**6) if seed is None else seed
                 sample = Sample(chooser.choose(orgs, days, org_count, day_count, seed), seed)
                 chooser.gather(sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,7 +12,6 @@ import psycopg
 from psycopg import sql
 
 from orchestration.errors import UserError
-from orchestration.settings import project_variables
 
 LISTED = 20
 # How far people are followed from those who sent an event of the sampled days: to the users and the other devices that
@@ -53,11 +52,11 @@ class Sample:
 class Chooser:
     """Chooses orgs and days, and gathers what their cells are made of into temporary tables."""
 
-    def __init__(self, connection: psycopg.Connection, schema: str, landing: str) -> None:
+    def __init__(self, connection: psycopg.Connection, schema: str, variables: Mapping[str, Any]) -> None:
         self.connection = connection
-        zone = f"coalesce(orgs.time_zone, '{project_variables()['default_time_zone']}')"
+        zone = f"coalesce(orgs.time_zone, '{variables['default_time_zone']}')"
         self.names = {
-            "landing": f'"{landing}"',
+            "landing": f'"{variables["landing_schema"]}"',
             "marts": schema,
             "staging": f"{schema}_staging",
             "intermediate": f"{schema}_intermediate",

@@ -18,17 +18,10 @@ from orchestration import database
 from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.sample import write_sample
+from tests import states
 
 END = date(2026, 6, 30)
 AS_OF = "2026-07-01T12:00:00+00:00"
-
-TABLES = """
-select namespaces.nspname, classes.relname
-from pg_class as classes join pg_namespace as namespaces on namespaces.oid = classes.relnamespace
-where classes.relkind = 'r' and classes.relname !~ '__changes$'
-    and (namespaces.nspname = %(schema)s or namespaces.nspname like %(schema)s || '\\_%%')
-    and namespaces.nspname !~ '_(state|seeds)$'
-"""
 
 
 @dataclass
@@ -39,7 +32,7 @@ class Project:
     schemas: int = 0
 
     def tables(self, schema: str) -> dict[str, tuple[str, str]]:
-        found = self.connection.execute(TABLES, {"schema": schema}).fetchall()
+        found = self.connection.execute(states.TABLES, {"schema": schema}).fetchall()
         return {name.removeprefix(schema) + "." + table: (name, table) for name, table in found}
 
     def rows(self, schema: str, where_they_lie: bool = False) -> dict[str, Counter[tuple[str, ...]]]:
@@ -60,18 +53,8 @@ class Project:
         return name
 
     def assert_equals_a_rebuild(self) -> None:
-        found, expected = self.rows("audience"), self.rows(self.rebuild())
-        assert found.keys() == expected.keys()
-        differing = {
-            name: {"too many": some(found[name] - rows), "missing": some(rows - found[name])}
-            for name, rows in expected.items()
-            if found[name] != rows
-        }
-        assert not differing, differing
-
-
-def some(rows: Counter[tuple[str, ...]]) -> list[str]:
-    return [text for text, *_ in list(rows)[:3]]
+        differing = states.differences(self.connection, "audience", self.rebuild())
+        assert not differing, "\n".join(differing)
 
 
 def shuffled_sample(folder: Path, events: int = 3_000, files: int = 3) -> list[Path]:

@@ -10,11 +10,7 @@
     {%- endif -%}
     {%- set result = dbt.materialization_test_default() -%}
     {%- if version and load_result('main').data[0][0] == 0 -%}
-        {% call statement('record') %}
-            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
-            values ('test {{ model.name }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
-            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of, built_at = excluded.built_at;
-        {% endcall %}
+        {% call statement('record') %}{{ record('test ' ~ model.name, version) }}{% endcall %}
         {%- do adapter.commit() -%}
     {%- endif -%}
     {{ return(result) }}

@@ -113,6 +113,15 @@ end $$;
 {% endmacro %}
 
 
+{# Records by which version a model, or as 'seed <name>', 'view <name>', 'test <name>' something else, was built, and when. #}
+{% macro record(name, fingerprint, positions={}) -%}
+insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
+values ('{{ name }}', '{{ fingerprint }}', '{{ tojson(positions) }}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
+on conflict (model) do update set fingerprint = excluded.fingerprint, positions = excluded.positions,
+    as_of = excluded.as_of, built_at = excluded.built_at;
+{%- endmacro %}
+
+
 {# After a run: changes that every model has consumed are emptied, and what is no model any more is forgotten. Those of an
    interrupted run wait for the next. #}
 {% macro finish_run() %}

@@ -29,10 +29,8 @@
         {%- do declare_checks(this, config.require('meta').get('checks', {})) -%}
         {% call statement('record') %}
             analyze {{ this }};
-            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at, declared)
-            values ('seed {{ model.name }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp(), '{{ declared }}')
-            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of,
-                built_at = excluded.built_at, declared = excluded.declared;
+            {{ record('seed ' ~ model.name, version) }}
+            update {{ state_schema() }}.model_state set declared = '{{ declared }}' where model = 'seed {{ model.name }}';
         {% endcall %}
         {%- do persist_docs(relation, model) -%}
         {% call noop_statement('main', 'INSERT ' ~ rows.rows | length, 'INSERT', rows.rows | length) %}{% endcall %}

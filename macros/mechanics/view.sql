@@ -17,9 +17,7 @@
                 execute 'drop view {{ relation }} cascade';
                 execute $view$create view {{ relation }} with (security_invoker = true) as {{ sql }}$view$;
             end $replace$;
-            insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
-            values ('view {{ this.identifier }}', '{{ version }}', '{}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
-            on conflict (model) do update set fingerprint = excluded.fingerprint, as_of = excluded.as_of, built_at = excluded.built_at;
+            {{ record('view ' ~ this.identifier, version) }}
         {% endcall %}
         {%- do persist_docs(relation, model) -%}
         {%- do adapter.commit() -%}

@@ -200,10 +200,5 @@
 
 
 {% macro record_state(plan) %}
-{% call statement('record') %}
-    insert into {{ state_schema() }}.model_state (model, fingerprint, positions, as_of, built_at)
-    values ('{{ this.identifier }}', '{{ plan.fingerprint }}', '{{ tojson(plan.positions) }}', cast('{{ as_of_text() }}' as timestamptz), clock_timestamp())
-    on conflict (model) do update set fingerprint = excluded.fingerprint, positions = excluded.positions,
-        as_of = excluded.as_of, built_at = excluded.built_at;
-{% endcall %}
+{% call statement('record') %}{{ record(this.identifier, plan.fingerprint, plan.positions) }}{% endcall %}
 {% endmacro %}

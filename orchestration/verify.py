@@ -242,7 +242,9 @@ class _Checker:
             f"(org_id, case when isfinite({name}) then cast({name} as date) end) in (select * from sampled)"
             for name in dates
         )
-        query = KEYS[keys].format(enriched=f"{self.schema}_intermediate.int_events_enriched")
+        query = KEYS[keys].format(
+            enriched=f"{self.schema}_intermediate.int_events_enriched", staged=f"{self.schema}_staging.stg_events"
+        )
         self.connection.execute(
             f"""
             create temporary table touched as {query};

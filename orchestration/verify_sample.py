@@ -21,6 +21,8 @@ STEPS = 3
 # The sampled keys of each kind of scope, from the tables that Chooser.gather makes.
 KEYS = {
     "org_id, event_id": "select org_id, event_id from sampled_events",
+    "org_id, event_id, landing_id": "select org_id, event_id, landing_id from {enriched} join sampled_events using (org_id, event_id)"
+    " union select org_id, event_id, landing_id from {staged} join sampled_events using (org_id, event_id)",
     "org_id, device_id": "select org_id, id as device_id from sampled_people",
     "org_id, visitor_id": "select org_id, id as visitor_id from sampled_people",
     "org_id, sender_type, sender_id": "select org_id, sender_type, id as sender_id from sampled_people"

@@ -27,13 +27,16 @@ create index if not exists events_received on {{ landing }}.events using brin (r
 create index if not exists events_unfinished on {{ landing }}.events (landing_id) where {{ is_unfinished() }};
 create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
 
--- What left the landing table or was corrected in it, so that builds can follow. A row without event_id: everything.
+-- What left the landing tables or was corrected in them, so that builds can follow. A row without event_id: everything;
+-- without landing_id: a rejected row.
 create table if not exists {{ landing }}.events_removed (
     org_id text,
     event_id text,
+    landing_id bigint,
     received_at timestamptz,
     landed_xid xid8 not null default pg_current_xact_id()
 );
+alter table {{ landing }}.events_removed add column if not exists landing_id bigint;
 create index if not exists events_removed_landed on {{ landing }}.events_removed (landed_xid);
 
 -- Other limits judge what landed before, too: then everything is noted as changed.
@@ -143,15 +146,15 @@ end $$;
 drop trigger if exists events_restamp on {{ landing }}.events;
 drop function if exists {{ landing }}.restamp_event();
 
--- Arguments: expressions for org, event and time of receipt of a row. What the same transaction landed, nobody has seen.
+-- Arguments: expressions for org, event, landing row and time of receipt of a row. What the same transaction landed, nobody has seen.
 create or replace function {{ landing }}.record_removed() returns trigger language plpgsql as $$
 begin
     if tg_op = 'TRUNCATE' then
         insert into {{ landing }}.events_removed default values;
     else
-        execute format('insert into {{ landing }}.events_removed (org_id, event_id, received_at)
-            select %1$s, %2$s, %3$s from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()',
-            tg_argv[0], tg_argv[1], tg_argv[2]);
+        execute format('insert into {{ landing }}.events_removed (org_id, event_id, landing_id, received_at)
+            select %1$s, %2$s, %3$s, %4$s from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()',
+            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3]);
     end if;
     return null;
 end $$;
@@ -161,17 +164,17 @@ drop trigger if exists events_truncated on {{ landing }}.events;
 drop trigger if exists rejected_rows_deleted on {{ landing }}.rejected_rows;
 drop trigger if exists rejected_rows_truncated on {{ landing }}.rejected_rows;
 drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.record_removed_rows();
-{{ follow_removals(landing ~ '.events', 'org_id', 'event_id', 'received_at') }}
-{{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'received_at') }}
+{{ follow_removals(landing ~ '.events', 'org_id', 'event_id', 'landing_id', 'received_at') }}
+{{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'null', 'received_at') }}
 
 {{ event_functions_ddl(landing) }}
 {% endmacro %}
 
 
 {# Triggers that number updated rows anew and note what was removed or corrected in a table of landed rows. #}
-{% macro follow_removals(table, org_id, event_id, received_at) %}
+{% macro follow_removals(table, org_id, event_id, landing_id, received_at) %}
 {%- set landing = var('landing_schema') -%}
-{%- set note = landing ~ '.record_removed($e$' ~ [org_id, event_id, received_at] | join('$e$, $e$') ~ '$e$)' -%}
+{%- set note = landing ~ '.record_removed($e$' ~ [org_id, event_id, landing_id, received_at] | join('$e$, $e$') ~ '$e$)' -%}
 create or replace trigger follow_update before update on {{ table }} for each row execute function {{ landing }}.restamp();
 create or replace trigger follow_updated after update on {{ table }}
 referencing old table as removed for each statement execute function {{ note }};
@@ -183,14 +186,14 @@ for each statement execute function {{ landing }}.record_removed();
 
 
 {# Run once, for a table that a collector owns: from then on builds follow what is written, corrected and removed there.
-     audience dbt run-operation follow_table --args '{table: shop.hits, org_id: shop, event_id: hit_id, received_at: arrived}'
+     audience dbt run-operation follow_table --args '{table: shop.hits, org_id: shop, event_id: hit_id, landing_id: hit_number, received_at: arrived}'
    Rows that are there count as landed before; the table is not rewritten. #}
-{% macro follow_table(table, org_id, event_id, received_at) %}
+{% macro follow_table(table, org_id, event_id, landing_id, received_at) %}
 {% do run_query(
     "alter table " ~ table ~ " add column if not exists landed_xid xid8 not null default '0';"
     ~ "alter table " ~ table ~ " alter landed_xid set default pg_current_xact_id();"
     ~ "create index if not exists " ~ table.split('.')[-1] ~ "_landed on " ~ table ~ " (landed_xid);"
-    ~ follow_removals(table, org_id, event_id, received_at) ~ "; commit;"
+    ~ follow_removals(table, org_id, event_id, landing_id, received_at) ~ "; commit;"
 ) %}
 {% endmacro %}
 

@@ -59,7 +59,7 @@
 {%- set landings = re.findall('@landed ([^@]+)@', scope_sql) | unique | list -%}
 
 {%- set rules = rule_versions() -%}
-{%- set fingerprint = local_md5(body) ~ (local_md5(rules | join('|')) if rules else '') -%}
+{%- set fingerprint = local_md5(body ~ config.require('unique_key') ~ config.get('changes')) ~ (local_md5(rules | join('|')) if rules else '') -%}
 {%- set state = maintained_state(feeds, landings) -%}
 {%- set known = state.model is not none and not fresh -%}
 {%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}

@@ -5,7 +5,7 @@
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
 {% call statement('create') %}create table {{ relation }} as {{ plan.sql }}{% endcall %}
-{% call statement('key') %}alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }}){% endcall %}
+{% do add_key(relation) %}
 {% do create_changes_table(relation, columns) %}
 {% call statement('analyze') %}analyze {{ relation }}{% endcall %}
 {{ return(load_result('create').response.rows_affected) }}
@@ -17,6 +17,8 @@
 {%- if plan.full -%}
     {%- set names = maintained_columns(plan.sql) -%}
     {%- do synchronize_columns(relation, names, plan.sql) -%}
+    {%- do synchronize_changes(relation, names) -%}
+    {%- set is_keyless = drop_other_key(relation) -%}
     {%- do keep_nonzero_sums(plan, names) -%}
 {%- endif -%}
 {% call statement('rebuild') %}
@@ -52,6 +54,7 @@
     {% if plan.full %}analyze {{ relation }};{% endif %}
     select sum(row_count) from written;
 {% endcall %}
+{%- if is_keyless -%}{%- do add_key(relation) -%}{%- endif -%}
 {{ return(load_result('write').data[0][0] | int) }}
 {% endmacro %}
 
@@ -139,8 +142,27 @@
         {%- for name in dropped %}alter table {{ relation }} drop column {{ name }};{% endfor %}
         {%- for name in added %}alter table {{ relation }} add column {{ name }} {{ types[name] }};{% endfor %}
     {% endcall %}
-    {% do create_changes_table(relation, names) %}
 {%- endif -%}
+{% endmacro %}
+
+{# The same for the columns that are kept for the models downstream, which then take everything as changed, and for the key. #}
+{% macro synchronize_changes(relation, names) %}
+{%- set kept = config.get('changes') or [] -%}
+{%- set wanted = ['change_id'] + (names if kept == '*' else kept) + ['weight'] -%}
+{%- set existing = run_query("select attname from pg_attribute where attrelid = to_regclass('" ~ changes_of(relation) ~ "') and attnum > 0 and not attisdropped").columns[0].values() | list -%}
+{%- if kept and existing | sort != wanted | sort -%}{%- do create_changes_table(relation, names) -%}{%- endif -%}
+{% endmacro %}
+
+{# Drops another key than the wanted one, and returns whether a key is to be added once the rows are written. #}
+{% macro drop_other_key(relation) %}
+{%- set keys = run_query("select conname, (select string_agg(attname, ', ' order by place) from unnest(conkey) with ordinality as keys (attnum, place) join pg_attribute using (attnum) where attrelid = conrelid) from pg_constraint where contype = 'p' and conrelid = '" ~ relation ~ "'::regclass").rows -%}
+{%- set is_wanted = keys and keys[0][1] == config.require('unique_key') | join(', ') -%}
+{%- if keys and not is_wanted -%}{% call statement('drop_key') %}alter table {{ relation }} drop constraint "{{ keys[0][0] }}"{% endcall %}{%- endif -%}
+{{ return(not is_wanted) }}
+{% endmacro %}
+
+{% macro add_key(relation) %}
+{% call statement('key') %}alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }}){% endcall %}
 {% endmacro %}
 
 

@@ -111,13 +111,14 @@ case when btrim({{ text }}) <> '' then {{ text }} end
 {%- endmacro %}
 
 
-{# Org, event and time of receipt of what landed or left, of every collector: the second line that an adapter adds. A row
-   without an event stands for everything. rows: landed, inside scope(), since the model's last build; or unread. #}
+{# Org, event, landing row and time of receipt of what landed or left, of every collector: the second line that an adapter
+   adds. A row without an event stands for everything. rows: landed, inside scope(), since the model's last build; or unread. #}
 {% macro landed_events(rows=none) -%}
 {%- set rows = rows or landed -%}
-select org_id, event_id, received_at from {{ rows('events') }} as native where rejection_reason is null
+select org_id, event_id, landing_id, received_at from {{ rows('events') }} as native where rejection_reason is null
 union all
-select org_id, event_id, received_at from {{ rows('events_removed') }} as removed where org_id is not null or event_id is null
+select org_id, event_id, landing_id, received_at from {{ rows('events_removed') }} as removed
+where (org_id is not null and landing_id is not null) or event_id is null
 {%- endmacro %}
 
 
@@ -127,10 +128,10 @@ select org_id, event_id, received_at from {{ rows('events_removed') }} as remove
 {%- endmacro %}
 
 
-{# Inside scope(): later events of a sender whose consent statements changed. A statement speaks of later events, and
+{# Inside scope(): deliveries of later events of a sender whose consent statements changed. A statement speaks of later events, and
    those were received after it was made, but for the tolerated clock error: the landing table is read from there. #}
 {% macro events_after_changed_statement(sender) -%}
-select events.org_id, events.event_id
+select events.org_id, events.event_id, events.landing_id
 from {{ changes('int_consent_events') }} as statements
 join {{ ref('stg_events') }} as events
     on events.org_id = statements.org_id and events.{{ sender }} = statements.{{ sender }} and events.occurred_at >= statements.occurred_at

@@ -10,7 +10,7 @@ union all
 select org_id, event_id from ({{ landed_events() }}) as landed
 {% endcall %}
 with events as (
-    select * from {{ ref('int_events_enriched') }} where {{ in_scope('org_id, event_id') }} and device_id is not null and is_person
+    select * from {{ ref('int_events_enriched') }} where device_id is not null and is_person
 ),
 deliveries as (
     select * from {{ ref('stg_events') }}
@@ -31,6 +31,6 @@ final as (
         events.occurred_at
     from events
     join deliveries
-        on deliveries.org_id = events.org_id and deliveries.event_id = events.event_id and deliveries.landing_id = events.landing_id
+        on deliveries.org_id = events.org_id and deliveries.landing_id = events.landing_id
 )
 select * from final

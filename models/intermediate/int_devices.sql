@@ -6,10 +6,10 @@
     indexes=[{'columns': ['org_id', 'user_id']}],
 ) }}
 {% call scope('org_id, device_id') %}
-select org_id, device_id from {{ changes('int_events_enriched') }} as events where device_id is not null
+select org_id, device_id from {{ changes('int_events_enriched') }} as logins where device_id is not null and user_id is not null
 union all
 select org_id, device_id from {{ ref('int_events_enriched') }} as newly_past
-where device_id is not null and {{ passed_since_previous('occurred_at') }}
+where device_id is not null and user_id is not null and {{ passed_since_previous('occurred_at') }}
 {% endcall %}
 with logins as (
     select

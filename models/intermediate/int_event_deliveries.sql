@@ -1,7 +1,7 @@
 -- Grain: one row per org and event: the delivery that counts, with its canonical type and what url and properties say.
 {{ config(materialized='ephemeral') }}
 with deliveries as not materialized (
-    select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id') }}
+    select * from {{ ref('stg_events') }} where {{ in_scope('org_id, event_id, landing_id') }}
 ),
 repeated as (
     select * from {{ ref('int_repeated_deliveries') }}

@@ -1,9 +1,11 @@
 -- Grain: one row per org and event: deliveries reduced to one, with campaign, device, network and privacy resolved.
+-- Keyed by the delivery that counts: a day's rows lie together in the index, where events' ids would be all over it.
 {{ config(
-    unique_key=['org_id', 'event_id'],
-    changes=['org_id', 'event_id', 'device_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],
+    unique_key=['org_id', 'landing_id'],
+    changes=['org_id', 'event_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],
     indexes=[
-        {'columns': ['org_id', 'device_id', 'occurred_at']},
+        {'columns': ['device_id'], 'where': 'device_id is not null'},
+        {'columns': ['device_id'], 'where': 'order_reference is not null'},
         {'columns': ['occurred_at']},
         {'columns': ['org_id', 'received_date']},
         {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
@@ -11,18 +13,33 @@
         {'columns': ['pending_user_agent_id'], 'where': 'pending_user_agent_id is not null'},
     ],
 ) }}
-{% call scope('org_id, event_id') %}
-select org_id, event_id from ({{ landed_events() }}) as landed
+{% call audit('an event counts once') %}
+select org_id, event_id
+from {{ this }} as events
+where {{ in_scope('org_id, event_id, landing_id') }}
+    and {{ event_number('events') }} in (
+        select {{ event_number('events') }} as event_number from {{ this }} as events
+        where {{ in_scope('org_id, event_id, landing_id') }} group by event_number having count(*) > 1
+    )
+group by org_id, event_id
+having count(*) > 1
+{% endcall %}
+{% call scope('org_id, event_id, landing_id') %}
+select org_id, event_id, landing_id from ({{ landed_events() }}) as landed
+union all
+select deliveries.org_id, deliveries.event_id, deliveries.landing_id
+from ({{ landed_events() }}) as landed
+join {{ ref('stg_events') }} as deliveries on deliveries.org_id = landed.org_id and deliveries.event_id = landed.event_id
 union all
 {{ events_after_changed_statement('anonymous_id') }}
 union all
 {{ events_after_changed_statement('user_id') }}
 union all
-select enriched.org_id, enriched.event_id
+select enriched.org_id, enriched.event_id, enriched.landing_id
 from {{ landed('user_agents') }} as agents
 join {{ this }} as enriched on enriched.pending_user_agent_id = agents.user_agent_id
 union all
-select null, null from {{ landed('user_agents') }} as agents where agents.is_reparsed
+select null, null, null from {{ landed('user_agents') }} as agents where agents.is_reparsed
 {% endcall %}
 select
     org_id,

@@ -1,7 +1,11 @@
--- Grain: one row per org, visitor and local day of activity: when the visitor did the same before.
+-- Grain: one row per org, visitor, local day, traffic source and device slice: when the visitor did the same before, at
+-- all, from the same source and in the same device slice. Each counts once a day: in the first row of the day that has it.
 {{ config(
-    unique_key=['org_id', 'visitor_id', 'event_date'],
-    changes=['org_id', 'visitor_id', 'event_date', 'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date'],
+    unique_key=['org_id', 'visitor_id', 'event_date', 'row_in_day'],
+    changes=['org_id', 'source', 'medium', 'campaign', 'device_type', 'os', 'browser', 'network_type', 'event_date',
+        'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date',
+        'previous_source_visit_date', 'previous_source_ticket_cta_date', 'previous_source_checkout_date', 'previous_source_purchase_date',
+        'previous_device_visit_date', 'previous_device_ticket_cta_date', 'previous_device_checkout_date', 'previous_device_purchase_date'],
 ) }}
 {% call scope('org_id, visitor_id') %}
 select org_id, visitor_id from {{ changes('int_visits') }} as visits
@@ -12,18 +16,48 @@ with days as (
     select
         org_id,
         visitor_id,
-        event_date,
-        {{ visitor_day_flags() }}
+        source,
+        medium,
+        campaign,
+        device_type,
+        os,
+        browser,
+        network_type,
+        sum(ticket_ctas_count) > 0 as has_ticket_cta,
+        sum(checkouts_count) > 0 as has_checkout,
+        sum(orders_count) > 0 as has_purchase,
+        event_date
     from {{ ref('int_visit_orders') }}
-    group by org_id, visitor_id, event_date
+    group by org_id, visitor_id, source, medium, campaign, device_type, os, browser, network_type, event_date
+),
+numbered as (
+    select
+        *,
+        cast(row_number() over (
+            partition by org_id, visitor_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
+        ) as integer) as row_in_day
+    from days
 ),
 final as (
     select
         org_id,
         visitor_id,
+        source,
+        medium,
+        campaign,
+        device_type,
+        os,
+        browser,
+        network_type,
+        row_in_day,
         event_date,
-        {{ visitor_day_previous_dates() }}
-    from days
-    window chain as (partition by org_id, visitor_id order by event_date)
+        {{ previous_dates('at_all') }},
+        {{ previous_dates('from_source', 'source_') }},
+        {{ previous_dates('in_slice', 'device_') }}
+    from numbered
+    window
+        at_all as (partition by org_id, visitor_id order by event_date, row_in_day),
+        from_source as (partition by org_id, visitor_id, source, medium, campaign order by event_date, row_in_day),
+        in_slice as (partition by org_id, visitor_id, device_type, os, browser, network_type order by event_date, row_in_day)
 )
 select * from final

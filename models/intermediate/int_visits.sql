@@ -1,11 +1,11 @@
 -- Grain: one row per org, session, visitor and local day: what the visitor did in the session on that day.
 -- Nearly always one row per session: more when it crosses midnight or two users share it.
 {{ config(
-    unique_key=['org_id', 'session_id', 'visitor_id', 'event_date'],
+    unique_key=['org_id', 'event_date', 'session_id', 'visitor_id'],
     changes='*',
     indexes=[
-        {'columns': ['org_id', 'device_id', 'event_date']},
-        {'columns': ['org_id', 'visitor_id']},
+        {'columns': ['device_id']},
+        {'columns': ['visitor_id']},
         {'columns': ['event_date', 'org_id']},
     ],
     checks={

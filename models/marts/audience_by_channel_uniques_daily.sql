@@ -15,8 +15,8 @@ with sums as (
         {{ total('weight', 'visitors_count') }},
         activities.previous_date,
         days.event_date
-    from {{ delta('int_visitor_channel_days') }} as days
-    {{ unique_activities('days') }}
+    from {{ delta('int_visitor_days') }} as days
+    {{ unique_activities('days', 'source_') }}
     where activities.previous_date is not null
     group by days.org_id, days.source, days.medium, days.campaign, activities.activity, activities.previous_date, days.event_date
 ),

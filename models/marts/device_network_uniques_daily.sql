@@ -15,7 +15,7 @@ select
     {{ total('weight', 'visitors_count') }},
     activities.previous_date,
     days.event_date
-from {{ delta('int_visitor_device_days') }} as days
-{{ unique_activities('days') }}
+from {{ delta('int_visitor_days') }} as days
+{{ unique_activities('days', 'device_') }}
 where activities.previous_date is not null
 group by days.org_id, days.device_type, days.os, days.browser, days.network_type, activities.activity, activities.previous_date, days.event_date

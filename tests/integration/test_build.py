@@ -215,11 +215,11 @@ def test_a_table_that_a_collector_owns_is_followed(project):
     with (models / "stg_events.sql").open("a") as union:
         union.write("union all\nselect * from {{ ref('stg_shop__events') }}\n")
     rules = project.folder / "macros/rules/events.sql"
-    native = "select org_id, event_id, received_at from {{ rows('events_removed') }}"
-    ours = "select shop, hit_id, arrived from {{ rows('hits', 'shop') }} as shop\nunion all\n"
+    native = "select org_id, event_id, landing_id, received_at from {{ rows('events_removed') }}"
+    ours = "select shop, hit_id, -hit_number, arrived from {{ rows('hits', 'shop') }} as shop\nunion all\n"
     assert native in rules.read_text()
     rules.write_text(rules.read_text().replace(native, ours + native))
-    arguments = "{table: shop.hits, org_id: shop, event_id: hit_id, received_at: arrived}"
+    arguments = "{table: shop.hits, org_id: shop, event_id: hit_id, landing_id: -hit_number, received_at: arrived}"
     followed = dbt.run("run-operation", "follow_table", "--args", arguments)
     assert followed.returncode == 0, followed.stdout
     build(as_of=AS_OF)

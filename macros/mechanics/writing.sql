@@ -4,7 +4,7 @@
 {% macro maintained_create(relation, plan) %}
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
-{% call statement('create') %}create table {{ relation }} as {{ plan.sql }}{% endcall %}
+{% call statement('create') %}create table {{ relation }} {{ 'with (fillfactor = ' ~ config.get('fillfactor') ~ ')' if config.get('fillfactor') }} as {{ plan.sql }}{% endcall %}
 {% do add_key(relation) %}
 {% do create_changes_table(relation, columns) %}
 {% call statement('analyze') %}analyze {{ relation }}{% endcall %}
@@ -26,28 +26,37 @@
     analyze rebuilt;
 {% endcall %}
 {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
-{%- set same_key -%}
-    {%- for key in config.require('unique_key') %}{{ ' and ' if not loop.first }}new.{{ key }} = old.{{ key }}{% endfor -%}
-{%- endset -%}
+{%- set keys = config.require('unique_key') -%}
 {%- set touched = 'true' if plan.full or not plan.scope_keys else '(' ~ plan.scope_keys ~ ') in (select ' ~ plan.scope_keys ~ ' from touched)' -%}
 {% call statement('write', fetch_result=True) %}
     create temporary table written (weight int, row_count bigint) on commit drop;
+    create temporary table outdated on commit drop as
+    select old.*, new.{{ keys[0] }} is not null as is_replaced
+    from (select * from {{ relation }} where {{ touched }}) as old
+    left join rebuilt as new on {{ same_key('new', 'old') }}
+    where new.{{ keys[0] }} is null or (new.{{ columns | join(', new.') }}) is distinct from (old.{{ columns | join(', old.') }});
+
+    delete from {{ relation }} as old using outdated where not outdated.is_replaced and {{ same_key('outdated', 'old') }};
+
+    update {{ relation }} as old set {% for column in columns %}{{ column }} = new.{{ column }}{{ ', ' if not loop.last }}{% endfor %}
+    from outdated join rebuilt as new on {{ same_key('new', 'outdated') }}
+    where outdated.is_replaced and {{ same_key('outdated', 'old') }};
 
     with removed as (
-        delete from {{ relation }} as old
-        where {{ touched }} and not exists (
-            select from rebuilt as new
-            where {{ same_key }} and (new.{{ columns | join(', new.') }}) is not distinct from (old.{{ columns | join(', old.') }})
-        )
-        returning old.*
+        select * from outdated
     ){{ keep_changes(relation, 'removed', -1) }}
     insert into written select -1, count(*) from removed;
 
-    with added as (
+    with inserted as (
         insert into {{ relation }} ({{ columns | join(', ') }})
         select {{ columns | join(', ') }} from rebuilt as new
-        where not exists (select from {{ relation }} as old where {{ same_key }})
+        where not exists (select from {{ relation }} as old where {{ same_key('new', 'old') }})
         returning *
+    ),
+    added as (
+        select * from inserted
+        union all
+        select {{ 'new.' ~ columns | join(', new.') }} from outdated join rebuilt as new on {{ same_key('new', 'outdated') }} where outdated.is_replaced
     ){{ keep_changes(relation, 'added', 1) }}
     insert into written select 1, count(*) from added;
 
@@ -57,6 +66,11 @@
 {%- if is_keyless -%}{%- do add_key(relation) -%}{%- endif -%}
 {{ return(load_result('write').data[0][0] | int) }}
 {% endmacro %}
+
+
+{% macro same_key(one, other) -%}
+{%- for key in config.require('unique_key') %}{{ ' and ' if not loop.first }}{{ one }}.{{ key }} = {{ other }}.{{ key }}{% endfor -%}
+{%- endmacro %}
 
 
 {# A sum of nothing is no row: the same in an increment, where a row whose sums became zero leaves. #}

@@ -1,7 +1,7 @@
 -- Grain: one row per org and visitor: where they came from, what they bought, where they stand and how likely they are to buy, as of as_of.
 {{ config(
     unique_key=['org_id', 'visitor_id'],
-    indexes=[{'columns': ['org_id', 'propensity_score', 'last_seen_at']}, {'columns': ['org_id', 'lifecycle_stage']}],
+    fillfactor=85,
     checks={
         'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
         'known_propensity_band': "propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",
@@ -50,15 +50,6 @@ facts as (
         coalesce(orders.net_revenue_amount, 0) as net_revenue_amount,
         orders.first_order_at,
         orders.last_order_at,
-        first_touch[1][1] as first_touch_source,
-        first_touch[1][2] as first_touch_medium,
-        first_touch[1][3] as first_touch_campaign,
-        last_touch[1][1] as last_touch_source,
-        last_touch[1][2] as last_touch_medium,
-        last_touch[1][3] as last_touch_campaign,
-        coalesce(last_non_direct_touch[1][1], '(direct)') as last_non_direct_source,
-        coalesce(last_non_direct_touch[1][2], '(none)') as last_non_direct_medium,
-        coalesce(last_non_direct_touch[1][3], '(none)') as last_non_direct_campaign,
         slow_networks.network_type is not null or coalesce(recent_page_load_ms > {{ var('slow_page_load_ms') }}, false) as is_slow
     from activity
     left join orders on orders.org_id = activity.org_id and orders.visitor_id = activity.visitor_id
@@ -127,4 +118,5 @@ final as (
         on non_direct_channel.org_id = scored.org_id and non_direct_channel.source = last_non_direct_source
         and non_direct_channel.medium = last_non_direct_medium and non_direct_channel.campaign = last_non_direct_campaign
 )
-select * from final
+-- in the order of time, so that the customers for whom a limit of days passes on the same day lie together
+select * from final order by last_seen_at

@@ -2,6 +2,7 @@
 -- A function of the visits, the orders and as_of, not of when a run happened to look.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'entered_at'],
+    fillfactor=90,
     indexes=[{'columns': ['entered_at', 'org_id']}],
     checks={
         'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
@@ -82,4 +83,5 @@ final as (
     from entries
     where lifecycle_stage is distinct from previous_stage
 )
-select * from final
+-- in the order of time, so that what is left on the same day lies together
+select * from final order by entered_at

@@ -98,9 +98,11 @@
 {% call statement('touched', fetch_result=True) %}
     create temporary table touched on commit drop as select distinct {{ plan.scope_keys }} from ({{ scope_sql }}) as keys;
     analyze touched;
-    select count(*) as keys, count(*) filter (where row({{ plan.scope_keys }}) is null or not row({{ plan.scope_keys }}) is not null) as nulls from touched;
+    select count(*) as keys, count(*) filter (where row({{ plan.scope_keys }}) is null or not row({{ plan.scope_keys }}) is not null) as nulls,
+        (select reltuples from pg_class where oid = '{{ this }}'::regclass) as rows
+    from touched;
 {% endcall %}
-{%- set keys, nulls = load_result('touched').data[0] -%}
+{%- set keys, nulls, rows = load_result('touched').data[0] -%}
 {%- if nulls > 0 -%}
     {%- set plan.full = true -%}
     {%- set plan.mode = 'FULL' -%}
@@ -109,6 +111,9 @@
     {%- do record_state(plan) -%}
 {%- else -%}
     {%- set plan.sql = in_touched(plan.sql, plan.scope_keys) -%}
+    {#- A few keys are looked up by index. The planner would rather read tables whole, as if everything were in memory:
+        the work would grow with the history. -#}
+    {%- if keys < rows / 10 -%}{% call statement('by_index') %}set local enable_seqscan = off{% endcall %}{%- endif -%}
 {%- endif -%}
 {% endmacro %}
 

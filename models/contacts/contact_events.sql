@@ -1,20 +1,20 @@
 -- Grain: one row per org and event that carried contact details; nothing of opted-out people, robots or staff.
 {{ config(
-    unique_key=['org_id', 'event_id'],
+    unique_key=['org_id', 'landing_id'],
     changes=['org_id', 'device_id'],
-    indexes=[{'columns': ['org_id', 'device_id']}],
+    indexes=[{'columns': ['device_id']}],
 ) }}
-{% call scope('org_id, event_id') %}
-select org_id, event_id from {{ changes('int_events_enriched') }} as events
+{% call scope('org_id, event_id, landing_id') %}
+select org_id, event_id, landing_id from {{ changes('int_events_enriched') }} as events
 union all
-select org_id, event_id from ({{ landed_events() }}) as landed
+select org_id, event_id, landing_id from ({{ landed_events() }}) as landed
 {% endcall %}
 with events as (
     select * from {{ ref('int_events_enriched') }} where device_id is not null and is_person
 ),
 deliveries as (
     select * from {{ ref('stg_events') }}
-    where {{ in_scope('org_id, event_id') }} and properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
+    where {{ in_scope('org_id, event_id, landing_id') }} and properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
 ),
 final as (
     select
@@ -28,6 +28,7 @@ final as (
         nullif(btrim(deliveries.properties ->> 'first_name'), '') as first_name,
         nullif(btrim(deliveries.properties ->> 'last_name'), '') as last_name,
         nullif(btrim(deliveries.properties ->> 'name'), '') as full_name,
+        events.landing_id,
         events.occurred_at
     from events
     join deliveries

@@ -6,10 +6,18 @@
     indexes=[{'columns': ['org_id', 'user_id']}],
 ) }}
 {% call scope('org_id, device_id') %}
-select org_id, device_id from {{ changes('int_events_enriched') }} as logins where device_id is not null and user_id is not null
-union all
-select org_id, device_id from {{ ref('int_events_enriched') }} as newly_past
-where device_id is not null and user_id is not null and {{ passed_since_previous('occurred_at') }}
+select logins.org_id, logins.device_id
+from (
+    select org_id, device_id, user_id, occurred_at, weight from {{ changes('int_events_enriched') }} as changed
+    union all
+    select org_id, device_id, user_id, occurred_at, case when occurred_at <= {{ as_of() }} then 1 else -1 end
+    from {{ ref('int_events_enriched') }} as newly_past
+    where {{ passed_since_previous('occurred_at') }}
+) as logins
+left join {{ this }} as devices on devices.org_id = logins.org_id and devices.device_id = logins.device_id
+where logins.device_id is not null and logins.user_id is not null
+    -- one more login of a device's only user changes nothing
+    and (logins.weight > 0 and logins.occurred_at >= devices.identified_at and devices.users_count = 1 and devices.user_id = logins.user_id) is not true
 {% endcall %}
 with logins as (
     select

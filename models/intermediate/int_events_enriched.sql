@@ -2,7 +2,7 @@
 -- Keyed by the delivery that counts: a day's rows lie together in the index, where events' ids would be all over it.
 {{ config(
     unique_key=['org_id', 'landing_id'],
-    changes=['org_id', 'event_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date'],
+    changes=['org_id', 'event_id', 'landing_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date', 'occurred_at'],
     indexes=[
         {'columns': ['device_id'], 'where': 'device_id is not null'},
         {'columns': ['device_id'], 'where': 'order_reference is not null'},

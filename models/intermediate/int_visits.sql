@@ -111,4 +111,5 @@ final as (
     from sessions
     cross join lateral (select coalesce(started_by_event_id = first_event_id, false) as is_start) as start
 )
-select * from final
+-- in the order of time: visits of the same day are read together, when a limit of days passes
+select * from final order by event_date

@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from orchestration.errors import UserError
 
-SCOPE = re.compile(r"/\* scope (.+?)\n(.*?)\nscope \*/", re.S)
+SCOPE = re.compile(r"/\* scope (.+?)(?: since \S+)?\n(.*?)\nscope \*/", re.S)
 MARKED = re.compile(r"/\* (scope|audit) .*?\n\1 \*/", re.S)
 IN_SCOPE = re.compile(r"true /\* in scope (\(.*?\)) \*/")
 IN_SCOPE_DAYS = re.compile(r"true /\* in scope days \((.*?)\) \S+ \*/")

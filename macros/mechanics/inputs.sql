@@ -1,9 +1,10 @@
 {# What a model writes in its SQL. Compiled, the SQL is the model's full definition and can be run by hand;
    the `maintained` materialization narrows it to what changed by replacing the marked pieces. #}
 
-{# Which keys are touched: a query over changes() and landed(), kept as a comment in the compiled SQL. #}
-{% macro scope(keys) %}
-/* scope {{ keys }}
+{# Which keys are touched: a query over changes() and landed(), kept as a comment in the compiled SQL.
+   since: a column of the model, a time; rows of a touched key before the query's `since` stay as they are. #}
+{% macro scope(keys, since=none) %}
+/* scope {{ keys }}{{ ' since ' ~ since if since }}
 {{ without_comments(caller()) }}
 scope */
 {% endmacro %}
@@ -26,6 +27,10 @@ audit */
 
 {# The predicate that narrows a source to the touched keys: `where {{ in_scope('org_id, device_id') }}`. #}
 {% macro in_scope(columns) %}true /* in scope ({{ columns }}) */{% endmacro %}
+
+
+{# After a source in `from`, beside in_scope(): with scope(since=...), its rows of touched keys from `since` on. #}
+{% macro since(columns, moment) %}/* since ({{ columns }}) {{ moment }} */{% endmacro %}
 
 
 {# The same for a moment whose local day is a touched key: reads only from the first touched day to the last. #}

@@ -48,13 +48,14 @@
 
 
 {# Decides what this run recomputes.
-   Returns {mode, full, idle, sql, scope_keys, positions, fingerprint, rules, audits}; makes the table `touched`. #}
+   Returns {mode, full, idle, sql, scope_keys, scope_since, positions, fingerprint, rules, audits}; makes the table `touched`. #}
 {% macro maintained_plan(sql, fresh) %}
 {%- set re = modules.re -%}
 {%- set scopes = re.findall('/\* scope (.+?)\n(.*?)\nscope \*/', sql, re.S) -%}
 {%- set audits = re.findall('/\* audit (.+?)\n(.*?)\naudit \*/', sql, re.S) -%}
 {%- set body = re.sub('/\* (scope|audit) .*?\n\\1 \*/', '', sql, flags=re.S) -%}
-{%- set scope_keys, scope_sql = scopes[0] if scopes else ('', '') -%}
+{%- set header, scope_sql = scopes[0] if scopes else ('', '') -%}
+{%- set scope_keys, _, scope_since = header.partition(' since ') -%}
 {%- set feeds = (re.findall('@changes (\S+) (\S+)@', scope_sql) + re.findall('/\* delta (\S+) (\S+) \*/', body)) | unique | list -%}
 {%- set landings = re.findall('@landed ([^@]+)@', scope_sql) | unique | list -%}
 
@@ -72,7 +73,7 @@
 {%- endif -%}
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
-{%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, audits=audits,
+{%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, scope_since=scope_since, audits=audits,
     positions=state.next, fingerprint=fingerprint, rules=rules, declared=state.model.declared if state.model else none, sql=at_this_moment(body)) -%}
 
 {%- if not full and not idle -%}
@@ -96,7 +97,8 @@
    A null key means that everything is touched. #}
 {% macro narrow_to_touched(plan, scope_sql) %}
 {% call statement('touched', fetch_result=True) %}
-    create temporary table touched on commit drop as select distinct {{ plan.scope_keys }} from ({{ scope_sql }}) as keys;
+    create temporary table touched on commit drop as
+    select {{ plan.scope_keys }}{{ ', min(since) as since' if plan.scope_since }} from ({{ scope_sql }}) as keys group by {{ plan.scope_keys }};
     analyze touched;
     select count(*) as keys, count(*) filter (where row({{ plan.scope_keys }}) is null or not row({{ plan.scope_keys }}) is not null) as nulls,
         (select reltuples from pg_class where oid = '{{ this }}'::regclass) as rows
@@ -120,8 +122,14 @@
 
 {% macro in_touched(sql, keys) %}
 {%- set narrowed = modules.re.sub('true (?:/\*|@) in scope (\(.*?\)) (?:\*/|@)', '\\1 in (select ' ~ keys ~ ' from touched)', sql) -%}
+{%- set narrowed = modules.re.sub('/\* since \((.*?)\) (\S+) \*/', 'join touched on (' ~ rows_of('touched', keys) ~ ') = (\\1) and \\2 >= touched.since', narrowed) -%}
 {{ return(modules.re.sub('true (?:/\*|@) in scope days \((.*?)\) (\S+) (?:\*/|@)', touched_days('\\1', '\\2'), narrowed)) }}
 {% endmacro %}
+
+
+{% macro rows_of(alias, keys) -%}
+{{ alias }}.{{ keys | replace(', ', ', ' ~ alias ~ '.') }}
+{%- endmacro %}
 
 
 {# Local days begin and end within a day of UTC's. #}

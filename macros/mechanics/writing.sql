@@ -27,16 +27,15 @@
 {% endcall %}
 {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
 {%- set keys = config.require('unique_key') -%}
-{%- set touched = 'true' if plan.full or not plan.scope_keys else '(' ~ plan.scope_keys ~ ') in (select ' ~ plan.scope_keys ~ ' from touched)' -%}
 {% call statement('write', fetch_result=True) %}
     create temporary table written (weight int, row_count bigint) on commit drop;
     create temporary table outdated on commit drop as
     select old.*, new.{{ keys[0] }} is not null as is_replaced
-    from (select * from {{ relation }} where {{ touched }}) as old
-    left join rebuilt as new on {{ same_key('new', 'old') }}
+    from ({{ touched_rows(relation, plan) }}) as old
+    left join rebuilt as new on {{ 'false' if is_keyless else same_key('new', 'old') }}
     where new.{{ keys[0] }} is null or (new.{{ columns | join(', new.') }}) is distinct from (old.{{ columns | join(', old.') }});
 
-    delete from {{ relation }} as old using outdated where not outdated.is_replaced and {{ same_key('outdated', 'old') }};
+    delete from {{ relation }} as old {% if not is_keyless %}using outdated where not outdated.is_replaced and {{ same_key('outdated', 'old') }}{% endif %};
 
     update {{ relation }} as old set {% for column in columns %}{{ column }} = new.{{ column }}{{ ', ' if not loop.last }}{% endfor %}
     from outdated join rebuilt as new on {{ same_key('new', 'outdated') }}
@@ -66,6 +65,15 @@
 {%- if is_keyless -%}{%- do add_key(relation) -%}{%- endif -%}
 {{ return(load_result('write').data[0][0] | int) }}
 {% endmacro %}
+
+
+{# What is stored of the touched keys. #}
+{% macro touched_rows(relation, plan) -%}
+select stored.* from {{ relation }} as stored
+{%- if plan.scope_keys and not plan.full %} join touched on ({{ rows_of('stored', plan.scope_keys) }}) = ({{ rows_of('touched', plan.scope_keys) }})
+        {{- ' and stored.' ~ plan.scope_since ~ ' >= touched.since' if plan.scope_since }}
+{%- endif -%}
+{%- endmacro %}
 
 
 {% macro same_key(one, other) -%}
@@ -167,7 +175,7 @@
 {%- if kept and existing | sort != wanted | sort -%}{%- do create_changes_table(relation, names) -%}{%- endif -%}
 {% endmacro %}
 
-{# Drops another key than the wanted one, and returns whether a key is to be added once the rows are written. #}
+{# Drops another key than the wanted one, and returns whether a key is to be added once the rows, all of them, are written. #}
 {% macro drop_other_key(relation) %}
 {%- set keys = run_query("select conname, (select string_agg(attname, ', ' order by place) from unnest(conkey) with ordinality as keys (attnum, place) join pg_attribute using (attnum) where attrelid = conrelid) from pg_constraint where contype = 'p' and conrelid = '" ~ relation ~ "'::regclass").rows -%}
 {%- set is_wanted = keys and keys[0][1] == config.require('unique_key') | join(', ') -%}

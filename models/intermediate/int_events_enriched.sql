@@ -4,7 +4,7 @@
     unique_key=['org_id', 'landing_id'],
     changes=['org_id', 'event_id', 'landing_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date', 'occurred_at'],
     indexes=[
-        {'columns': ['device_id'], 'where': 'device_id is not null'},
+        {'columns': ['device_id', 'occurred_at'], 'where': 'device_id is not null'},
         {'columns': ['device_id'], 'where': 'order_reference is not null'},
         {'columns': ['occurred_at']},
         {'columns': ['org_id', 'received_date']},

@@ -12,6 +12,7 @@ events as (
         case when device_type <> 'unknown' then occurred_at end as device_known_at,
         case when network_type <> 'unknown' then occurred_at end as network_known_at
     from {{ ref('int_events_enriched') }} as events
+    {{ since('events.org_id, events.device_id', 'events.occurred_at') }}
     left join devices on devices.org_id = events.org_id and devices.device_id = events.device_id
     where {{ in_scope('events.org_id, events.device_id') }}
         and events.device_id is not null

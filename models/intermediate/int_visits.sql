@@ -13,13 +13,28 @@
         'visit_is_in_its_session': "session_started_at <= first_event_at and first_event_at <= last_event_at and last_event_at <= session_ended_at",
     },
 ) }}
-{% call scope('org_id, device_id') %}
-select org_id, device_id from {{ changes('int_events_enriched') }} as events where device_id is not null
-union all
-select org_id, device_id from {{ changes('int_devices') }} as devices
-union all
-select org_id, device_id from {{ ref('int_events_enriched') }} as newly_past
-where device_id is not null and {{ passed_since_previous('occurred_at') }}
+{% call scope('org_id, device_id', since='session_started_at') %}
+select
+    changed.org_id,
+    changed.device_id,
+    -- sessions before the first changed event stay, but for the one that it may continue
+    coalesce(max(sessions.session_started_at), changed.moment) as since
+from (
+    select org_id, device_id, min(moment) as moment
+    from (
+        select org_id, device_id, occurred_at as moment from {{ changes('int_events_enriched') }} as events
+        union all
+        select org_id, device_id, timestamptz '-infinity' from {{ changes('int_devices') }} as devices
+        union all
+        select org_id, device_id, occurred_at from {{ ref('int_events_enriched') }} as newly_past where {{ passed_since_previous('occurred_at') }}
+    ) as moments
+    where device_id is not null
+    group by org_id, device_id
+) as changed
+left join {{ this }} as sessions
+    on sessions.org_id = changed.org_id and sessions.device_id = changed.device_id and sessions.session_started_at <= changed.moment
+    and sessions.session_ended_at >= changed.moment - interval '{{ var("session_timeout_seconds") }} seconds'
+group by changed.org_id, changed.device_id, changed.moment
 {% endcall %}
 with visits as (
     select

@@ -38,12 +38,17 @@ select
 
 
 {# Inside scope(): visitors with changed visits or orders, and those for whom a limit of days passed since the previous build. #}
-{% macro touched_customers() %}
+{% macro touched_customers(limits) %}
 select org_id, visitor_id from {{ changes('int_visits') }} as visits
 union all
 select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
-{%- for days in [var('propensity_window_days'), var('champion_recent_days'), var('at_risk_after_days'), var('churned_after_days')] | unique %}
+{%- for days in limits | unique %}
 union all
+{{ customers_past(days) }}
+{%- endfor %}
+{% endmacro %}
+
+{% macro customers_past(days) -%}
 select org_id, visitor_id
 from {{ ref('int_visits') }} as visits
 where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 1
@@ -52,8 +57,7 @@ where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as da
         select from (values (first_event_at), (last_event_at), (last_ticket_cta_at), (last_checkout_at)) as moments (moment)
         where {{ passed_since_previous("moment + interval '" ~ days ~ " days'") }}
     )
-{%- endfor %}
-{% endmacro %}
+{%- endmacro %}
 
 
 {# Inside scope(): visitors one of whose senders made or unmade a consent statement, or made one that as_of has passed since. #}

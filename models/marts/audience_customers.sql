@@ -11,7 +11,7 @@
     },
 ) }}
 {% call scope('org_id, visitor_id') %}
-{{ touched_customers() }}
+{{ touched_customers([var('propensity_window_days'), var('champion_recent_days'), var('at_risk_after_days'), var('churned_after_days')]) }}
 union all
 {{ customers_with_changed_consent() }}
 {% endcall %}

@@ -9,7 +9,18 @@
         'left_after_entered': "entered_at < left_at",
     },
 ) }}
-{% call scope('org_id, visitor_id') %}{{ touched_customers() }}{% endcall %}
+{% call scope('org_id, visitor_id') %}
+{{ touched_customers([var('at_risk_after_days'), var('churned_after_days')]) }}
+union all
+-- a session that is recent no more matters to whom has had enough of them
+select org_id, visitor_id
+from ({{ customers_past(var('champion_recent_days')) }}) as past
+where exists (
+    select from {{ ref('int_visits') }} as visits
+    where visits.org_id = past.org_id and visits.visitor_id = past.visitor_id
+    offset {{ var('champion_min_recent_sessions') - 1 }}
+)
+{% endcall %}
 with visits as (
     select
         org_id,

@@ -3,6 +3,7 @@
 {{ config(
     unique_key=['org_id', 'activity', 'previous_date', 'event_date'],
     add=true,
+    indexes=[{'columns': ['org_id', 'event_date']}],
     checks=checks_of_uniques(),
 ) }}
 select

@@ -18,7 +18,7 @@ from orchestration.load import load_files
 from orchestration.settings import project_dir
 from tests.projects import AS_OF, Project, audience, shuffled_sample
 
-PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "seeds", "tests/dbt")
+PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
 # Builds before the last: what is ahead of their moment waits, and days pass between them.
 EARLIER = ("2026-05-10T09:00:00+00:00", "2026-06-26T02:00:00+00:00")
 

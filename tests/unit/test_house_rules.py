@@ -25,8 +25,12 @@ def sql_files(folder: str) -> list[Path]:
 
 
 MODELS = sql_files("models")
+FUNCTIONS = sql_files("functions")
 MODEL_NAMES = {file.stem for file in MODELS}
 each_model = pytest.mark.parametrize("file", MODELS, ids=lambda file: file.stem)
+
+
+each_function = pytest.mark.parametrize("file", FUNCTIONS, ids=lambda file: file.stem)
 
 
 def layer(file: Path) -> str:
@@ -120,6 +124,30 @@ def test_every_model_and_seed_is_described_once():
     assert not names - found.keys(), "no description in any YAML file"
     assert not found.keys() - names, "described, but not there"
     assert not {name for name, files in found.items() if len(files) > 1}, "described twice"
+
+
+@each_function
+def test_a_function_states_what_it_returns_and_is_short(file):
+    text = file.read_text()
+    assert re.match(r"-- Returns: one row\b.*", text), (
+        f"{file.name} begins with what it returns: -- Returns: one row ..."
+    )
+    assert len(text.splitlines()) <= LONGEST_MODEL
+    assert "::" not in without_comments(text), f"{file.name}: write cast(x as type)."
+    assert refs(text) <= MODEL_NAMES | {seed.stem for seed in (PROJECT / "seeds").glob("*.csv")}
+
+
+def test_every_function_is_described_with_its_arguments_and_result():
+    content = yaml.safe_load((PROJECT / "functions/_functions.yml").read_text())["functions"]
+    assert {function["name"] for function in content} == {file.stem for file in FUNCTIONS}
+    for function in content:
+        parts = [function, function["returns"], *function["arguments"]]
+        assert all((part.get("description") or "").strip() for part in parts), function["name"]
+
+
+def test_every_function_is_in_the_documentation():
+    text = (PROJECT / "docs/functions.md").read_text()
+    assert not {file.stem for file in FUNCTIONS if f"`{file.stem}(" not in text}
 
 
 def test_every_variable_is_used_and_every_used_one_is_declared():

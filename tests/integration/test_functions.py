@@ -74,6 +74,25 @@ def crowd(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def stragglers() -> list[dict[str, Any]]:
+    """Devices with a built event and one that lands later, some in the same session and some in a second: 7 or 8 points."""
+    rows = []
+    for number in range(60):
+        start = BUILT_FOR - timedelta(hours=9, seconds=number)
+        moments = (start, start + timedelta(minutes=number - 10))
+        for kind, occurred, received in zip(("checkout_start", "ticket_cta"), moments, (start, MOMENT), strict=True):
+            row = {
+                "event_id": f"{kind}{number}",
+                "org_id": "north_hall",
+                "event_type": kind,
+                "anonymous_id": f"s{number}",
+            }
+            rows.append(
+                row | {"occurred_at": occurred.isoformat(), "received_at": received.isoformat(), "properties": {}}
+            )
+    return rows
+
+
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -114,7 +133,7 @@ def answers(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
         rows = [row for (row,) in connection.execute(f"select to_jsonb(events) - {ours} from analytics.events")]
         for table in ("events", "events_removed", "user_agents"):
             connection.execute(f"truncate analytics.{table}")
-        rows = [row for row in rows if row["event_id"]] + crowd(5)
+        rows = [row for row in rows if row["event_id"]] + crowd(5) + stragglers()
         random.Random(1).shuffle(rows)
         late = [row for row in rows if datetime.fromisoformat(row["received_at"]) > BUILT_FOR]
         early = [row for row in rows if datetime.fromisoformat(row["received_at"]) <= BUILT_FOR]

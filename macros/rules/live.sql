@@ -254,14 +254,15 @@ select
         from {{ ref('int_events_enriched') }}
         where org_id = p_org and occurred_at > v_built_for and occurred_at <= p_as_of and is_person
         union all
-        select null, changed.device_id, events.user_id, events.event_type, true, coalesce(events.occurred_at, '-infinity')
+        -- what went may have been the login that the device's history hangs on
+        select null, changed.device_id, changed.user_id, events.event_type, true, case when weight > 0 then changed.occurred_at else '-infinity' end
         from {{ changes_of(ref('int_events_enriched')) }} as changed
-        left join {{ ref('int_events_enriched') }} as events on events.org_id = changed.org_id and events.event_id = changed.event_id
+        left join {{ ref('int_events_enriched') }} as events on events.org_id = changed.org_id and events.landing_id = changed.landing_id
         where changed.org_id = p_org and changed.change_id > {{ change_position('int_visits', 'int_events_enriched') }}
         union all
         select null, events.device_id, events.user_id, null, false, events.occurred_at
         from {{ source('landing', 'events_removed') }} as removed
-        join {{ ref('int_events_enriched') }} as events on events.org_id = removed.org_id and events.event_id = removed.event_id
+        join {{ ref('int_events_enriched') }} as events on events.org_id = removed.org_id and events.landing_id = removed.landing_id
         where removed.landed_xid >= v_unread and removed.org_id = p_org
 {%- endmacro %}
 

@@ -24,7 +24,7 @@ begin
             propensity_slow_network_points,
             propensity_past_purchaser_points
         from points
-        cross join lateral (select {{ propensity_score('points') }} as score) as scores
+        cross join lateral (select {{ propensity_score('points.') }} as score) as scores
         left join {{ ref('propensity_bands') }} as bands on scores.score between bands.min_score and bands.max_score
     )
     select * from final;

@@ -91,7 +91,7 @@ begin
             last_checkout_at,
             last_active_at
         from scored
-        cross join lateral (select {{ propensity_score('scored') }} as score) as scores
+        cross join lateral (select {{ propensity_score('scored.') }} as score) as scores
         left join {{ ref('propensity_bands') }} as bands on score between bands.min_score and bands.max_score
         where score >= p_min_score
             and last_active_at > v_since

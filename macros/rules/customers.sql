@@ -22,9 +22,10 @@ case when {{ has_ticket_cta }} then {{ weights }}.ticket_cta else 0 end as prope
         case when {{ orders_count }} >= 1 then {{ weights }}.past_purchaser else 0 end as propensity_past_purchaser_points
 {%- endmacro %}
 
-{% macro propensity_score(points) -%}
-greatest(0, least({{ var('propensity_max_score') }}, {{ points }}.propensity_ticket_cta_points + {{ points }}.propensity_checkout_start_points
-            + {{ points }}.propensity_repeat_visitor_points + {{ points }}.propensity_slow_network_points + {{ points }}.propensity_past_purchaser_points))
+{# points: what has the columns of points, with a dot; left out where they are columns of their own row. #}
+{% macro propensity_score(points='') -%}
+greatest(0, least({{ var('propensity_max_score') }}, {{ points }}propensity_ticket_cta_points + {{ points }}propensity_checkout_start_points
+            + {{ points }}propensity_repeat_visitor_points + {{ points }}propensity_slow_network_points + {{ points }}propensity_past_purchaser_points))
 {%- endmacro %}
 
 {# The weights seed as one row; a rule that is not in it earns nothing. #}

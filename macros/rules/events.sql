@@ -85,6 +85,47 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 
+{# Of an event's properties: its own refusal; the connection and the network as given, and as one, by the look-ups
+   decisive_networks and networks beside them; a plausible page load. The batch and the live answers read the same. #}
+{% macro is_do_not_track() -%}
+{{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }}
+{%- endmacro %}
+
+{% macro connection_type() -%}
+lower(btrim(coalesce(properties ->> 'network_type', properties ->> 'connection_type')))
+{%- endmacro %}
+
+{% macro effective_type() -%}
+lower(btrim(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType')))
+{%- endmacro %}
+
+{% macro network_type() -%}
+coalesce(decisive_networks ->> connection_type, networks ->> effective_type, networks ->> connection_type, 'unknown')
+{%- endmacro %}
+
+{% macro page_load_ms() -%}
+case
+        when properties ? 'page_load_ms' and {{ number_or_null('page_load_ms') }} <= {{ var('page_load_max_ms') }}
+            then cast({{ number_or_null('page_load_ms') }} as integer)
+    end
+{%- endmacro %}
+
+{# Of a purchase or refund: events of the same order share it; without an order id an event is its own order. #}
+{% macro order_reference(event_id) -%}
+md5(coalesce('order ' || nullif(btrim(properties ->> 'order_id'), ''), 'event ' || {{ event_id }}))
+{%- endmacro %}
+
+
+{# latest: of what the device and the user said, what was said later. #}
+{% macro later_statement(device, user) -%}
+left join lateral (
+        select
+            case when {{ device }}.valid_from > {{ user }}.valid_from or {{ user }}.valid_from is null then {{ device }}.consent_state else {{ user }}.consent_state end as consent_state,
+            case when {{ device }}.valid_from > {{ user }}.valid_from or {{ user }}.valid_from is null then {{ device }}.is_opted_out else {{ user }}.is_opted_out end as is_opted_out
+    ) as latest on true
+{%- endmacro %}
+
+
 {# Ends a step: what it computes is computed once, although later steps use it several times; and a look-up of touched
    keys by a computed column stays behind it, where the planner knows how many rows there are. #}
 {% macro computed_once() -%}offset '0'{%- endmacro %}

@@ -96,13 +96,10 @@ built as materialized (
             landed.anonymous_id,
             landed.user_id,
             landed.event_type,
-            md5(coalesce('order ' || nullif(btrim(properties ->> 'order_id'), ''), 'event ' || landed.event_id)) as order_reference,
-            coalesce(decisive_networks ->> connection_type, networks ->> effective_type, networks ->> connection_type, 'unknown') as network_type,
+            {{ order_reference('landed.event_id') }} as order_reference,
+            {{ network_type() }} as network_type,
             case when opt_outs ? own_consent_state then own_consent_state else latest.consent_state end as consent_state,
-            case
-                when properties ? 'page_load_ms' and {{ number_or_null('page_load_ms') }} <= {{ var('page_load_max_ms') }}
-                    then cast({{ number_or_null('page_load_ms') }} as integer)
-            end as page_load_ms,
+            {{ page_load_ms() }} as page_load_ms,
             cast(landed.occurred_at at time zone v_time_zone as date) as event_date,
             landed.occurred_at,
             landed.received_at,
@@ -112,13 +109,13 @@ built as materialized (
                         then {{ var('landing_schema') }}.internal_traffic_reason(p_org, landed.host, properties, internal_rules) is null
                     else true
                 end
-                and not ({{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }}
+                and not ({{ is_do_not_track() }}
                     or coalesce(cast(opt_outs ->> own_consent_state as boolean), latest.is_opted_out, false)) as is_counted
         from landed
         cross join lateral (
             select
-                lower(btrim(coalesce(properties ->> 'network_type', properties ->> 'connection_type'))) as connection_type,
-                lower(btrim(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType'))) as effective_type
+                {{ connection_type() }} as connection_type,
+                {{ effective_type() }} as effective_type
         ) as networks_given
         cross join (
             select
@@ -134,11 +131,7 @@ built as materialized (
         left join statements as of_user
             on of_user.sender_type = 'user' and of_user.sender_id = landed.user_id
             and landed.occurred_at >= of_user.valid_from and landed.occurred_at < of_user.valid_to
-        left join lateral (
-            select
-                case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.consent_state else of_user.consent_state end as consent_state,
-                case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.is_opted_out else of_user.is_opted_out end as is_opted_out
-        ) as latest on true
+        {{ later_statement('of_device', 'of_user') }}
     ),
     events as materialized (
         select event_id, device_id, anonymous_id, user_id, event_type, order_reference, network_type, consent_state, page_load_ms, event_date, occurred_at, received_at

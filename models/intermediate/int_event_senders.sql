@@ -4,10 +4,10 @@
 with events as (
     select
         campaigns.*,
-        {{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }} as is_do_not_track,
+        {{ is_do_not_track() }} as is_do_not_track,
         lower(btrim(properties ->> 'consent')) as own_consent_state,
-        lower(btrim(coalesce(properties ->> 'network_type', properties ->> 'connection_type'))) as connection_type,
-        lower(btrim(coalesce(properties ->> 'effective_type', properties ->> 'network_effective_type', properties ->> 'effectiveType'))) as effective_type,
+        {{ connection_type() }} as connection_type,
+        {{ effective_type() }} as effective_type,
         case
             when properties ?| internal_properties
                 or coalesce(cast(common_hosts ->> host as boolean), host ~* internal_hosts)
@@ -36,7 +36,7 @@ final as (
         coalesce(nullif(agents.device_type, 'unknown'), {{ label("properties ->> 'device_type'") }}, 'unknown') as device_type,
         coalesce(nullif(agents.os, 'unknown'), nullif(left(btrim(properties ->> 'os'), 50), ''), 'unknown') as os,
         coalesce(nullif(agents.browser, 'unknown'), nullif(left(btrim(properties ->> 'browser'), 50), ''), 'unknown') as browser,
-        coalesce(decisive_networks ->> connection_type, networks ->> effective_type, networks ->> connection_type, 'unknown') as network_type,
+        {{ network_type() }} as network_type,
         case when agents.user_agent_id is null then events.user_agent_id end as pending_user_agent_id,
         coalesce(agents.is_bot, false) as is_bot,
         agents.bot_reason,
@@ -53,10 +53,6 @@ final as (
     left join consents as of_user
         on of_user.org_id = events.org_id and of_user.sender_type = 'user' and of_user.sender_id = events.user_id
         and events.occurred_at >= of_user.valid_from and events.occurred_at < of_user.valid_to
-    left join lateral (
-        select
-            case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.consent_state else of_user.consent_state end as consent_state,
-            case when of_device.valid_from > of_user.valid_from or of_user.valid_from is null then of_device.is_opted_out else of_user.is_opted_out end as is_opted_out
-    ) as latest on true
+    {{ later_statement('of_device', 'of_user') }}
 )
 select * from final

@@ -50,7 +50,7 @@ select
     case when not is_opted_out then source_session_id end as source_session_id,
     case when event_type in ('purchase', 'refund') and not is_opted_out then nullif(btrim(properties ->> 'order_id'), '') end as order_id,
     case
-        when event_type in ('purchase', 'refund') then md5(coalesce('order ' || nullif(btrim(properties ->> 'order_id'), ''), 'event ' || event_id))
+        when event_type in ('purchase', 'refund') then {{ order_reference('event_id') }}
     end as order_reference,
     event_type,
     source_event_type,
@@ -74,10 +74,7 @@ select
     internal_reason,
     pending_user_agent_id,
     landing_id,
-    case
-        when properties ? 'page_load_ms' and {{ number_or_null('page_load_ms') }} <= {{ var('page_load_max_ms') }}
-            then cast({{ number_or_null('page_load_ms') }} as integer)
-    end as page_load_ms,
+    {{ page_load_ms() }} as page_load_ms,
     case when event_type in ('purchase', 'refund') then {{ number_or_null('revenue') }} end as revenue_amount,
     has_touch,
     is_bot,

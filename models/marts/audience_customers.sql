@@ -4,8 +4,8 @@
     fillfactor=85,
     checks={
         'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
-        'known_propensity_band': "propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",
-        'score_is_in_its_range': "propensity_score between 0 and " ~ var('propensity_max_score'),
+        'known_propensity_band': "propensity_band is not null and propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",
+        'points_make_the_score': "propensity_score = " ~ propensity_score(),
         'counts_are_plausible': "sessions_count between greatest(recent_sessions_count, 1) and events_count and orders_count >= 0",
         'seen_in_order': "first_seen_at <= last_seen_at and first_order_at <= last_order_at",
     },
@@ -105,7 +105,7 @@ final as (
         first_order_at,
         last_order_at
     from scored
-    cross join lateral (select {{ propensity_score('scored') }} as score) as scores
+    cross join lateral (select {{ propensity_score('scored.') }} as score) as scores
     left join {{ ref('propensity_bands') }} as bands on score between bands.min_score and bands.max_score
     left join {{ ref('consent_states') }} as consent_states on consent_states.consent_state = scored.consent_state
     left join channels as first_channel

@@ -9,6 +9,23 @@
         'left_after_entered': "entered_at < left_at",
     },
 ) }}
+{% call audit('the stage that was not left is that of the customer') %}
+with current_stages as (
+    select org_id, visitor_id, min(lifecycle_stage) as lifecycle_stage, count(*) as rows_count
+    from {{ this }}
+    where left_at is null and {{ in_scope('org_id, visitor_id') }}
+    group by org_id, visitor_id
+),
+customers as (
+    select org_id, visitor_id, lifecycle_stage from {{ ref('audience_customers') }} where {{ in_scope('org_id, visitor_id') }}
+)
+select org_id, visitor_id
+from customers
+full join current_stages using (org_id, visitor_id)
+where (customers.lifecycle_stage is distinct from current_stages.lifecycle_stage or rows_count is distinct from 1)
+    -- a build of one of them alone may be of another moment
+    and (select as_of = {{ as_of() }} from {{ state_schema() }}.model_state where model = 'audience_customers')
+{% endcall %}
 {% call scope('org_id, visitor_id') %}
 {{ touched_customers([var('at_risk_after_days'), var('churned_after_days')]) }}
 union all

@@ -68,6 +68,7 @@ def where_it_went(step: str) -> list[Line]:
     """The parts of a build's wall seconds; seeds, models and tests are sums over nodes, two at a time."""
     names = ("before first node", "seeds", "models", "tests", "after last node")
     lines = [Line(f"  {name}, s", lambda f, _, name=name: f[step][name]) for name in names]
+    lines.append(Line("  SQL, s", lambda f, _: f[step]["sql"]))
     lines.append(Line("  connections", lambda f, _: f[step]["connections"], ",.0f"))
     return [*lines, Line("  all connections, s", lambda f, _: f[step]["connections"] * f[step]["connection seconds"])]
 
@@ -77,11 +78,12 @@ def further_day(step: str) -> list[Line]:
     return [
         Line(f"{step}: rows landed", lambda f, _: f[step]["landed"], ",.0f"),
         Line("  wall, s", lambda f, _: f[step]["wall"]),
-        Line("  models (SQL), s", lambda f, _: f[step]["models"]),
+        Line("  SQL, s", lambda f, _: f[step]["sql"]),
+        Line("  models in dbt, s", lambda f, _: f[step]["models"]),
         Line("  rows written or removed", lambda f, _: f[step]["rows"], ",.0f"),
-        Line("  SQL / baseline's nightly", lambda f, _: f[step]["models"] / f["baseline"]["nightly"], ".3f", 0.1, budget_for="(5M)"),
+        Line("  SQL / baseline's nightly", lambda f, _: f[step]["sql"] / f["baseline"]["nightly"], ".3f", 0.1, budget_for="(5M)"),
         Line("  wall / baseline's nightly", lambda f, _: f[step]["wall"] / f["baseline"]["nightly"], ".3f", 0.25, budget_for="(5M)"),
-        Line("  SQL / naive baseline", lambda f, _: f[step]["models"] / f["naive baseline"]["nightly"], ".3f"),
+        Line("  SQL / naive baseline", lambda f, _: f[step]["sql"] / f["naive baseline"]["nightly"], ".3f"),
     ]  # fmt: skip
 
 
@@ -102,8 +104,8 @@ LINES = [
     *further_day("day 2"),
     # an increment depends on the new rows and not on the history
     Line("same rows: landed", lambda f, _: f["same rows"]["landed"], ",.0f"),
-    Line("  models (SQL), s", lambda f, _: f["same rows"]["models"]),
-    Line("  SQL / on the smallest history", lambda f, least: f["same rows"]["models"] / least["same rows"]["models"], at_most=1.3, budget_for="(10M / 1M)"),
+    Line("  SQL, s", lambda f, _: f["same rows"]["sql"]),
+    Line("  SQL / on the smallest history", lambda f, least: f["same rows"]["sql"] / least["same rows"]["sql"], at_most=1.3, budget_for="(10M / 1M)"),
     Line("a day passes: rows", lambda f, _: f["a day passes"]["rows"], ",.0f"),
     # one event: its own rows and those of its visitor, session and day
     Line("one event: rows written or removed", lambda f, _: f["one event"]["rows"], ",.0f", at_most=99, budget_for="(1M)"),

@@ -31,6 +31,8 @@ where rejection_reason is null and event_type = 'purchase' and properties ->> 'd
 order by landing_id desc limit 1
 """
 CHANGES_KEPT = "select sum(n_tup_ins) from pg_stat_user_tables where relname like '%\\_\\_changes'"
+# Of sessions that have ended: a session that waits reports now and then.
+SQL_SECONDS = "select active_time / 1000 from pg_stat_database where datname = current_database()"
 CONNECTIONS = "select sessions from pg_stat_database where datname = current_database()"
 
 
@@ -111,7 +113,7 @@ def _naive_baseline() -> float:
 
 def _build(as_of: datetime | None) -> dict:
     """One build: wall seconds and where they went, rows written or removed, changes kept for models that read them."""
-    kept, connections, started = _one(CHANGES_KEPT) or 0, _one(CONNECTIONS), time.time()
+    kept, connections, active, started = _one(CHANGES_KEPT) or 0, _one(CONNECTIONS), _one(SQL_SECONDS), time.time()
     report = build(as_of=as_of and as_of.isoformat())
     ended = time.time()
     first, last = _span(target_folder() / "run_results.json")
@@ -121,6 +123,7 @@ def _build(as_of: datetime | None) -> dict:
         "wall": ended - started,
         "before first node": first - started,
         "after last node": ended - last,
+        "sql": _one(SQL_SECONDS) - active,
         "models": _seconds(report, "model"),
         "seeds": _seconds(report, "seed"),
         "tests": _seconds(report, "test"),

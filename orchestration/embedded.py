@@ -18,11 +18,9 @@ from pathlib import Path
 from orchestration.errors import UserError
 from orchestration.settings import audience_home
 
-# For two cores and a few GiB: bulk loads and one build at a time, small queries beside them.
+# For two cores and a few GiB: bulk loads and one build at a time, small queries beside them. What is kept in memory
+# follows the machine: memory_settings().
 SETTINGS = {
-    "shared_buffers": "1GB",
-    "effective_cache_size": "4GB",
-    "work_mem": "64MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "4GB",
     "min_wal_size": "512MB",
@@ -40,6 +38,7 @@ SETTINGS = {
     "log_min_duration_statement": "30s",
 }
 DATABASE = "audience"
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,26 @@ def _library():
 
 def data_folder() -> Path:
     return audience_home() / "pg"
+
+
+def memory_settings(memory: int) -> dict[str, str]:
+    """An eighth of the memory (bytes), from 256 MB to 4 GB, for pages, the system caches some more; and what a sort gets."""
+    shared = min(max(memory // 8, 256 * MEGABYTE), 4096 * MEGABYTE)
+    return {
+        "shared_buffers": f"{shared // MEGABYTE}MB",
+        "effective_cache_size": f"{max(memory // 2, shared) // MEGABYTE}MB",
+        "work_mem": f"{min(max(memory // 128, 16 * MEGABYTE), 256 * MEGABYTE) // MEGABYTE}MB",
+    }
+
+
+def available_memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Bytes of this machine, or of the container that this process is in."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = limit_file.read_text().strip()
+    except OSError:  # no container, or none that says
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 @contextmanager
@@ -116,7 +135,8 @@ def _start() -> EmbeddedServer:
     try:
         server.ensure_pgdata_inited()
         if status() is None:
-            lines = "".join(f"{name} = '{value}'\n" for name, value in SETTINGS.items())
+            settings = SETTINGS | memory_settings(available_memory())
+            lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
             (data / "postgresql.auto.conf").write_text("# written at every start; see SETTINGS\n" + lines)
         server.ensure_postgres_running()
     except Exception as error:

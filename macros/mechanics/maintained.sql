@@ -12,16 +12,20 @@
     {%- set target_relation = this.incorporate(type='table') -%}
     {%- do run_hooks(pre_hooks) -%}
 
-    {% call statement('lock', fetch_result=True) %}
-        set local timezone = 'UTC';
-        select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
-        select (select relkind from pg_class where oid = to_regclass('{{ this }}'));
-    {% endcall %}
     {#- Asked again under the lock: another run may have made it since this one listed what there is. -#}
-    {%- set kind = load_result('lock').data[0][0] -%}
+    {%- set kind = locked_relation_kind() -%}
     {%- if kind == 'v' -%}{%- do adapter.drop_relation(this.incorporate(type='view')) -%}{%- endif -%}
     {%- set fresh = kind in (none, 'v') -%}
     {%- set plan = maintained_plan(sql, fresh) -%}
+    {%- set declaration = declaration_of(sql, plan) -%}
+    {%- if not fresh and plan.declared != declaration.version and drop_outdated_constraints(target_relation) -%}
+        {#- At once, because readers would wait for it while rows are written. Should this run end here, the next one adds the new ones. -#}
+        {%- do adapter.commit() -%}
+        {#- dbt sends a commit past its driver, which therefore begins no other transaction by itself. -#}
+        {% call statement('begin', auto_begin=True) %}begin{% endcall %}
+        {%- set kind = locked_relation_kind() -%}
+        {%- set plan = maintained_plan(sql, fresh) -%}
+    {%- endif -%}
 
     {%- if plan.idle -%}
         {%- set changed = 0 -%}
@@ -36,7 +40,7 @@
         {%- do run_audits(plan) -%}
         {%- do record_state(plan) -%}
     {%- endif -%}
-    {%- do keep_declared(target_relation, sql, plan) -%}
+    {%- do keep_declared(target_relation, declaration, plan) -%}
 
     {%- do run_hooks(post_hooks) -%}
     {% call noop_statement('main', plan.mode ~ ' ' ~ changed, plan.mode, changed) %}
@@ -45,6 +49,17 @@
     {%- do adapter.commit() -%}
     {{ return({'relations': [target_relation]}) }}
 {% endmaterialization %}
+
+
+{# The model's lock, until the transaction ends; and what there is under its name. #}
+{% macro locked_relation_kind() %}
+{% call statement('lock', fetch_result=True) %}
+    set local timezone = 'UTC';
+    select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
+    select (select relkind from pg_class where oid = to_regclass('{{ this }}'));
+{% endcall %}
+{{ return(load_result('lock').data[0][0]) }}
+{% endmacro %}
 
 
 {# Decides what this run recomputes.

@@ -23,6 +23,7 @@
             {% endcall %}
         {%- else -%}
             {%- do synchronize_seed_columns(rows) -%}
+            {%- do drop_outdated_checks(this, config.require('meta').get('checks', {})) -%}
             {% call statement('empty') %}delete from {{ this }};{% endcall %}
         {%- endif -%}
         {%- if rows.rows -%}{%- set loaded = load_csv_rows(model, rows) -%}{%- endif -%}

@@ -183,8 +183,13 @@ select stored.* from {{ relation }} as stored
 {{ return(not is_wanted) }}
 {% endmacro %}
 
+{# Readers do not wait for an index; they would for a constraint that has yet to make its own. #}
 {% macro add_key(relation) %}
-{% call statement('key') %}alter table {{ relation }} add primary key ({{ config.require('unique_key') | join(', ') }}){% endcall %}
+{%- set name = '"' ~ relation.identifier ~ '_pkey"' -%}
+{% call statement('key') %}
+    create unique index {{ name }} on {{ relation }} ({{ config.require('unique_key') | join(', ') }});
+    alter table {{ relation }} add constraint {{ name }} primary key using index {{ name }};
+{% endcall %}
 {% endmacro %}
 
 
@@ -199,20 +204,24 @@ select stored.* from {{ relation }} as stored
 {% endmacro %}
 
 
+{# What is declared of a table, and its version. #}
+{% macro declaration_of(sql, plan) %}
+{%- set definition = tojson({'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': plan.rules}) -%}
+{%- set texts = [model.description, config.get('checks', {}) | string, config.get('indexes', []) | string, definition] -%}
+{%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
+{{ return({'definition': definition, 'version': local_md5(texts | join('|'))}) }}
+{% endmacro %}
+
+
 {# Comments follow the YAML, indexes and checks the config, also on a table that did not change; a check that a row breaks
    undoes what was written. Beside them, for those who check the table without dbt, the definition by which it was built. #}
-{% macro keep_declared(relation, sql, plan) %}
-{%- set checks = config.get('checks', {}) -%}
-{%- set definition = tojson({'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': plan.rules}) -%}
-{%- set texts = [model.description, checks | string, config.get('indexes', []) | string, definition] -%}
-{%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
-{%- set version = local_md5(texts | join('|')) -%}
-{%- if plan.declared != version -%}
+{% macro keep_declared(relation, declaration, plan) %}
+{%- if plan.declared != declaration.version -%}
     {%- do persist_docs(relation, model) -%}
     {%- do declare_indexes(relation) -%}
-    {%- do declare_checks(relation, checks) -%}
+    {%- do declare_checks(relation, config.get('checks', {})) -%}
     {% call statement('declare') %}
-        update {{ state_schema() }}.model_state set declared = '{{ version }}', definition = cast('{{ definition | replace("'", "''") }}' as jsonb)
+        update {{ state_schema() }}.model_state set declared = '{{ declaration.version }}', definition = cast('{{ declaration.definition | replace("'", "''") }}' as jsonb)
         where model = '{{ this.identifier }}';
     {% endcall %}
 {%- endif -%}
@@ -234,12 +243,34 @@ select stored.* from {{ relation }} as stored
 {%- endfor -%}
 {% endmacro %}
 
+{# A constraint's comment tells which expression it was made of: PostgreSQL shows its own spelling. #}
 {% macro declare_checks(relation, checks) %}
-{%- set existing = run_query("select conname from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'").columns[0].values() -%}
-{%- set actions = [] -%}
-{%- for name in existing -%}{%- do actions.append('drop constraint ' ~ name) -%}{%- endfor -%}
-{%- for name, expression in checks.items() -%}{%- do actions.append('add constraint ' ~ name ~ ' check (' ~ expression ~ ')') -%}{%- endfor -%}
-{%- if actions -%}{% call statement('checks') %}alter table {{ relation }} {{ actions | join(', ') }}{% endcall %}{%- endif -%}
+{%- do drop_outdated_checks(relation, checks) -%}
+{%- set existing = checks_of(relation).columns[0].values() -%}
+{%- for name, expression in checks.items() if name not in existing -%}
+    {% call statement('check') %}
+        alter table {{ relation }} add constraint {{ name }} check ({{ expression }});
+        comment on constraint {{ name }} on {{ relation }} is '{{ local_md5(expression) }}';
+    {% endcall %}
+{%- endfor -%}
+{% endmacro %}
+
+{# A key and checks of the release before, which could refuse rows of this one. Returns whether there were any. #}
+{% macro drop_outdated_constraints(relation) %}
+{%- set checks_dropped = drop_outdated_checks(relation, config.get('checks', {})) -%}
+{{ return(drop_other_key(relation) or checks_dropped) }}
+{% endmacro %}
+
+{# Returns whether there were any. #}
+{% macro drop_outdated_checks(relation, checks) %}
+{%- set outdated = [] -%}
+{%- for name, version in checks_of(relation).rows if name not in checks or version != local_md5(checks[name]) -%}{%- do outdated.append('drop constraint "' ~ name ~ '"') -%}{%- endfor -%}
+{%- if outdated -%}{% call statement('drop_checks') %}alter table {{ relation }} {{ outdated | join(', ') }}{% endcall %}{%- endif -%}
+{{ return(outdated | length > 0) }}
+{% endmacro %}
+
+{% macro checks_of(relation) %}
+{{ return(run_query("select conname, obj_description(oid, 'pg_constraint') from pg_constraint where conrelid = '" ~ relation ~ "'::regclass and contype = 'c'")) }}
 {% endmacro %}
 
 

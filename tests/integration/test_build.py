@@ -239,3 +239,60 @@ def test_a_table_that_a_collector_owns_is_followed(project):
     build(as_of=AS_OF)
     assert found() == {"before", "after", "late"}
     project.assert_equals_a_rebuild()
+
+
+def test_a_release_changes_key_and_checks(project):
+    """The rows of the new release would break the key and a check of the old one, and a seed's accepted values."""
+    connection, folder = project.connection, project.folder
+    model, seeds = folder / "models/intermediate/int_visitorless_days.sql", folder / "seeds"
+    before = model.read_text(), (seeds / "_seeds.yml").read_text(), (seeds / "kpi_targets.csv").read_text()
+    key, check = "unique_key=['org_id', 'source', 'medium', 'campaign', 'event_date']", '"events_count > 0"'
+    assert key in before[0] and check in before[0]
+
+    def constraints() -> dict[str, str]:
+        found = connection.execute(
+            "select conname, pg_get_constraintdef(oid) from pg_constraint"
+            " where conrelid = 'audience_intermediate.int_visitorless_days'::regclass and contype in ('p', 'c')"
+        )
+        return dict(found.fetchall())
+
+    connection.execute(
+        "insert into analytics.events (event_id, org_id, event_type, occurred_at, received_at, properties)"
+        " select 'visitorless ' || n, 'north_hall', 'page_view', '2026-06-20 10:00:00+00', '2026-06-20 10:00:01+00', '{}'"
+        " from generate_series(1, 2) as numbers (n)"
+    )
+    build(as_of=AS_OF)
+    assert connection.execute("select count(*) from audience_intermediate.int_visitorless_days").fetchone()[0] > 0
+    old = constraints()
+    try:
+        # each row twice, told apart by the sign of its count
+        twice = (
+            before[0]
+            .replace(key, key.replace("'event_date']", "'event_date', 'events_count']"))
+            .replace(check, '"events_count <> 0"')
+        )
+        twice += "union all\nselect 'twice', 'twice', 'twice', 'twice', -1, date '2026-06-20'\nunion all\nselect 'twice', 'twice', 'twice', 'twice', 1, date '2026-06-20'\n"
+        model.write_text(twice)
+        (seeds / "_seeds.yml").write_text(before[1].replace("visitors_weekly", "visitors_weekly', 'another_kpi"))
+        (seeds / "kpi_targets.csv").write_text(before[2] + "*,another_kpi,1\n")
+        built = dbt.run("build", "--select", "int_visitorless_days", "kpi_targets")
+        assert built.returncode == 0, built.stdout
+        new = constraints()
+        assert (
+            new["has_events"] == "CHECK ((events_count <> 0))" and "events_count)" in new["int_visitorless_days_pkey"]
+        )
+        count = "select count(*) from audience_intermediate.int_visitorless_days where org_id = 'twice'"
+        assert connection.execute(count).fetchone()[0] == 2
+        assert (
+            connection.execute("select count(*) from audience_seeds.kpi_targets where kpi = 'another_kpi'").fetchone()[
+                0
+            ]
+            == 1
+        )
+    finally:
+        model.write_text(before[0])
+        (seeds / "_seeds.yml").write_text(before[1])
+        (seeds / "kpi_targets.csv").write_text(before[2])
+    build(as_of=AS_OF)
+    assert constraints() == old
+    project.assert_equals_a_rebuild()

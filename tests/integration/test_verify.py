@@ -57,12 +57,15 @@ TAMPERED = {
     ),
     "a customer too much": (
         "audience.audience_customers",
-        f"insert into {{}} (org_id, visitor_id, first_seen_at) values ('{ORG}', 'nobody', '{DAY} 12:00+00')",
+        f"insert into {{}} (org_id, visitor_id, propensity_band, first_seen_at) values ('{ORG}', 'nobody', 'awareness', '{DAY} 12:00+00')",
         None,
     ),
     "a customer's score": (
         "audience.audience_customers",
-        "update {} set propensity_score = propensity_score + 1 where visitor_id in"
+        # with points that make the score, as a check of the table demands
+        "update {} set propensity_score = propensity_score + 1, propensity_ticket_cta_points = propensity_score + 1"
+        " - propensity_checkout_start_points - propensity_repeat_visitor_points - propensity_slow_network_points"
+        " - propensity_past_purchaser_points where visitor_id in"
         f" (select min(visitor_id) from {INTERMEDIATE}.int_visits where {ON_THE_DAY})",
         "propensity_score",
     ),

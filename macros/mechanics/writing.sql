@@ -221,7 +221,7 @@ select stored.* from {{ relation }} as stored
     {%- do declare_indexes(relation) -%}
     {%- do declare_checks(relation, config.get('checks', {})) -%}
     {% call statement('declare') %}
-        update {{ state_schema() }}.model_state set declared = '{{ declaration.version }}', definition = cast('{{ declaration.definition | replace("'", "''") }}' as jsonb)
+        update {{ state_schema() }}.model_state set declared = '{{ declaration.version }}', definition = cast({{ quoted_text(declaration.definition) }} as jsonb)
         where model = '{{ this.identifier }}';
     {% endcall %}
 {%- endif -%}

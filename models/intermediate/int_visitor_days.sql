@@ -26,17 +26,12 @@ with days as (
         sum(ticket_ctas_count) > 0 as has_ticket_cta,
         sum(checkouts_count) > 0 as has_checkout,
         sum(orders_count) > 0 as has_purchase,
+        cast(row_number() over (
+            partition by org_id, visitor_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
+        ) as integer) as row_in_day,
         event_date
     from {{ ref('int_visit_orders') }}
     group by org_id, visitor_id, source, medium, campaign, device_type, os, browser, network_type, event_date
-),
-numbered as (
-    select
-        *,
-        cast(row_number() over (
-            partition by org_id, visitor_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
-        ) as integer) as row_in_day
-    from days
 ),
 final as (
     select
@@ -54,7 +49,7 @@ final as (
         {{ previous_dates('at_all') }},
         {{ previous_dates('from_source', 'source_') }},
         {{ previous_dates('in_slice', 'device_') }}
-    from numbered
+    from days
     window
         at_all as (partition by org_id, visitor_id order by event_date, row_in_day),
         from_source as (partition by org_id, visitor_id, source, medium, campaign order by event_date, row_in_day),

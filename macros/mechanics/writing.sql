@@ -50,6 +50,8 @@
         insert into {{ relation }} ({{ columns | join(', ') }})
         select {{ columns | join(', ') }} from rebuilt as new
         where not exists (select from {{ relation }} as old where {{ same_key('new', 'old') }})
+        -- in the order of the key, so that neighbours in its index are written one after the other
+        order by {{ keys | join(', ') }}
         returning *
     ),
     added as (
@@ -232,7 +234,8 @@ select stored.* from {{ relation }} as stored
 {%- set existing = run_query("select relname from pg_index join pg_class on pg_class.oid = indexrelid where indrelid = '" ~ relation ~ "'::regclass and not indisunique").columns[0].values() -%}
 {%- set wanted = {} -%}
 {%- for index in config.get('indexes', []) -%}
-    {%- set definition = '(' ~ index.columns | join(', ') ~ ')' ~ (' where ' ~ index.where if index.where else '') -%}
+    {%- set definition = ('using ' ~ index.type ~ ' ' if index.type else '') ~ '(' ~ index.columns | join(', ') ~ ')'
+        ~ (' with (' ~ index.options ~ ')' if index.options else '') ~ (' where ' ~ index.where if index.where else '') -%}
     {%- do wanted.update({relation.identifier ~ '_' ~ local_md5(definition)[:8]: definition}) -%}
 {%- endfor -%}
 {%- for name in existing -%}

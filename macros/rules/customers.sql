@@ -38,27 +38,34 @@ select
 {%- endmacro %}
 
 
-{# Inside scope(): visitors with changed visits or orders, and those for whom a limit of days passed since the previous build. #}
-{% macro touched_customers(limits) %}
+{# Inside scope(): visitors with changed visits or orders. #}
+{% macro changed_customers() %}
 select org_id, visitor_id from {{ changes('int_visits') }} as visits
 union all
 select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
-{%- for days in limits | unique %}
-union all
-{{ customers_past(days) }}
-{%- endfor %}
 {% endmacro %}
 
-{% macro customers_past(days) -%}
-select org_id, visitor_id
-from {{ ref('int_visits') }} as visits
-where event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 1
+{# Inside scope(), a condition on `visits`: near the days on which a limit of days passed. Read by an index. #}
+{% macro visited_days_ago(days) -%}
+visits.event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 1
         and cast(greatest({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} + 1
-    and exists (
-        select from (values (first_event_at), (last_event_at), (last_ticket_cta_at), (last_checkout_at)) as moments (moment)
-        where {{ passed_since_previous("moment + interval '" ~ days ~ " days'") }}
-    )
 {%- endmacro %}
+
+{# Inside scope(): `moment` became, or is no more, a number of days old since the previous build. #}
+{% macro passed_days_ago(moment, days) -%}
+{{ passed_since_previous(moment ~ " + interval '" ~ days ~ " days'") }}
+{%- endmacro %}
+
+{# Inside scope(): visitors whose latest visit became, or is no more, a number of days old since the previous build. #}
+{% macro customers_not_seen_for(days) %}
+select visits.org_id, visits.visitor_id
+from {{ ref('int_visits') }} as visits
+where {{ visited_days_ago(days) }} and {{ passed_days_ago('visits.last_event_at', days) }}
+    and not exists (
+        select from {{ ref('int_visits') }} as later
+        where later.org_id = visits.org_id and later.visitor_id = visits.visitor_id and later.last_event_at > visits.last_event_at
+    )
+{% endmacro %}
 
 
 {# Inside scope(): visitors one of whose senders made or unmade a consent statement, or made one that as_of has passed since. #}

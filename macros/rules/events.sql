@@ -85,10 +85,14 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 
-{# Of an event's properties: its own refusal; the connection and the network as given, and as one, by the look-ups
+{# Of an event's properties: its own refusal; whether it says who somebody is; the connection and the network as given, and as one, by the look-ups
    decisive_networks and networks beside them; a plausible page load. The batch and the live answers read the same. #}
 {% macro is_do_not_track() -%}
 {{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }}
+{%- endmacro %}
+
+{% macro has_contact_details() -%}
+properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
 {%- endmacro %}
 
 {% macro connection_type() -%}
@@ -146,19 +150,25 @@ coalesce(
 {%- endmacro %}
 
 
+{# May a collector's type, by the taxonomy of some org, be a consent statement? #}
+{% macro is_consent(event_type) -%}
+lower(btrim({{ event_type }})) in (select source_event_type from {{ ref('event_taxonomy') }} where event_type = 'consent')
+{%- endmacro %}
+
+
 {# An identifier as given; blank is missing. #}
 {% macro identifier_or_null(text) -%}
 case when btrim({{ text }}) <> '' then {{ text }} end
 {%- endmacro %}
 
 
-{# Org, event, landing row and time of receipt of what landed or left, of every collector: the second line that an adapter
-   adds. A row without an event stands for everything. rows: landed, inside scope(), since the model's last build; or unread. #}
+{# Org, event, landing row, type and time of receipt of what landed or left, of every collector: the second line that an
+   adapter adds. What left has no type. A row without an event stands for everything. rows: landed, inside scope(), since the model's last build; or unread. #}
 {% macro landed_events(rows=none) -%}
 {%- set rows = rows or landed -%}
-select org_id, event_id, landing_id, received_at from {{ rows('events') }} as native where rejection_reason is null
+select org_id, event_id, landing_id, event_type, received_at from {{ rows('events') }} as native where rejection_reason is null
 union all
-select org_id, event_id, landing_id, received_at from {{ rows('events_removed') }} as removed
+select org_id, event_id, landing_id, null, received_at from {{ rows('events_removed') }} as removed
 where (org_id is not null and landing_id is not null) or event_id is null
 {%- endmacro %}
 

@@ -5,16 +5,20 @@
     indexes=[{'columns': ['device_id']}],
 ) }}
 {% call scope('org_id, event_id, landing_id') %}
-select org_id, event_id, landing_id from {{ changes('int_events_enriched') }} as events
+select org_id, event_id, landing_id from {{ changes('int_events_enriched') }} as events where has_contact_details
 union all
-select org_id, event_id, landing_id from ({{ landed_events() }}) as landed
+-- a correction of the details alone leaves the event as it was
+select landed.org_id, landed.event_id, landed.landing_id
+from ({{ landed_events() }}) as landed
+left join {{ ref('int_events_enriched') }} as events on events.org_id = landed.org_id and events.landing_id = landed.landing_id
+where events.has_contact_details or landed.event_id is null
 {% endcall %}
 with events as (
-    select * from {{ ref('int_events_enriched') }} where device_id is not null and is_person
+    select * from {{ ref('int_events_enriched') }} where has_contact_details and device_id is not null and is_person
 ),
 deliveries as (
     select * from {{ ref('stg_events') }}
-    where {{ in_scope('org_id, event_id, landing_id') }} and properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
+    where {{ in_scope('org_id, event_id, landing_id') }}
 ),
 final as (
     select

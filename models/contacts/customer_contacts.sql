@@ -1,7 +1,11 @@
 -- Grain: one row per org and visitor who gave contact details: the latest of each.
 {{ config(unique_key=['org_id', 'visitor_id']) }}
 {% call scope('org_id, visitor_id') %}
-select org_id, visitor_id from {{ changes('int_visits') }} as visits
+-- visits of devices that gave contact details, or had: the others give none to anybody
+select visits.org_id, visits.visitor_id
+from (select distinct org_id, device_id, visitor_id from {{ changes('int_visits') }} as changed) as visits
+where exists (select from {{ ref('contact_events') }} as events where events.org_id = visits.org_id and events.device_id = visits.device_id)
+    or (visits.org_id, visits.device_id) in (select org_id, device_id from {{ changes('contact_events') }} as changed_events)
 union all
 select visits.org_id, visits.visitor_id
 from (select distinct org_id, device_id from {{ changes('contact_events') }} as events) as changed

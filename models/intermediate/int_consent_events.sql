@@ -4,12 +4,17 @@
     changes=['org_id', 'anonymous_id', 'user_id', 'occurred_at'],
 ) }}
 {% call scope('org_id, event_id') %}
-select org_id, event_id from ({{ landed_events() }}) as landed
+select org_id, event_id from ({{ landed_events() }}) as landed where event_type is null or {{ is_consent('event_type') }}
+union all
+-- another delivery of the event, of whatever type, may count in place of the statement
+select statements.org_id, statements.event_id
+from {{ this }} as statements
+where (statements.org_id, statements.event_id) in (select org_id, event_id from ({{ landed_events() }}) as landed)
 {% endcall %}
 with deliveries as not materialized (
     select * from {{ ref('stg_events') }}
     where {{ in_scope('org_id, event_id') }}
-        and lower(btrim(event_type)) in (select source_event_type from {{ ref('event_taxonomy') }} where event_type = 'consent')
+        and {{ is_consent('event_type') }}
 ),
 repeated as (
     select * from {{ ref('int_repeated_deliveries') }}

@@ -2,11 +2,11 @@
 -- Keyed by the delivery that counts: a day's rows lie together in the index, where events' ids would be all over it.
 {{ config(
     unique_key=['org_id', 'landing_id'],
-    changes=['org_id', 'event_id', 'landing_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'event_date', 'received_date', 'occurred_at'],
+    changes=['org_id', 'event_id', 'landing_id', 'device_id', 'user_id', 'order_reference', 'source', 'medium', 'campaign', 'has_contact_details', 'event_date', 'received_date', 'occurred_at'],
     indexes=[
         {'columns': ['device_id', 'occurred_at'], 'where': 'device_id is not null'},
         {'columns': ['device_id'], 'where': 'order_reference is not null'},
-        {'columns': ['occurred_at']},
+        {'columns': ['occurred_at'], 'type': 'brin', 'options': 'pages_per_range = 32, autosummarize = on'},
         {'columns': ['org_id', 'received_date']},
         {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
         {'columns': ['org_id', 'order_reference'], 'where': 'order_reference is not null'},
@@ -27,9 +27,8 @@ having count(*) > 1
 {% call scope('org_id, event_id, landing_id') %}
 select org_id, event_id, landing_id from ({{ landed_events() }}) as landed
 union all
-select deliveries.org_id, deliveries.event_id, deliveries.landing_id
-from ({{ landed_events() }}) as landed
-join {{ ref('stg_events') }} as deliveries on deliveries.org_id = landed.org_id and deliveries.event_id = landed.event_id
+-- another delivery of the same event counts now, or no more
+select org_id, event_id, landing_id from {{ changes('int_repeated_deliveries') }} as deliveries
 union all
 {{ events_after_changed_statement('anonymous_id') }}
 union all
@@ -76,6 +75,7 @@ select
     landing_id,
     {{ page_load_ms() }} as page_load_ms,
     case when event_type in ('purchase', 'refund') then {{ number_or_null('revenue') }} end as revenue_amount,
+    {{ has_contact_details() }} as has_contact_details,
     has_touch,
     is_bot,
     internal_reason is not null as is_internal,

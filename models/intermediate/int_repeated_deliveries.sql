@@ -1,5 +1,9 @@
 -- Grain: one row per delivery that does not count, because the same event was delivered before it.
-{{ config(unique_key=['org_id', 'event_id', 'landing_id'], indexes=[{'columns': ['received_at']}]) }}
+{{ config(
+    unique_key=['org_id', 'event_id', 'landing_id'],
+    changes=['org_id', 'event_id', 'landing_id'],
+    indexes=[{'columns': ['received_at']}],
+) }}
 {% call scope('org_id, event_id') %}
 select org_id, event_id from ({{ landed_events() }}) as landed
 {% endcall %}

@@ -6,14 +6,41 @@
         'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
         'known_propensity_band': "propensity_band is not null and propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",
         'points_make_the_score': "propensity_score = " ~ propensity_score(),
-        'counts_are_plausible': "sessions_count between greatest(recent_sessions_count, 1) and events_count and orders_count >= 0",
+        'counts_are_plausible': "sessions_count between 1 and events_count and orders_count >= 0",
         'seen_in_order': "first_seen_at <= last_seen_at and first_order_at <= last_order_at",
     },
 ) }}
 {% call scope('org_id, visitor_id') %}
-{{ touched_customers([var('propensity_window_days'), var('champion_recent_days'), var('at_risk_after_days'), var('churned_after_days')]) }}
+{{ changed_customers() }}
 union all
 {{ customers_with_changed_consent() }}
+union all
+{{ customers_not_seen_for(var('at_risk_after_days')) }}
+union all
+{{ customers_not_seen_for(var('churned_after_days')) }}
+union all
+-- what was clicked counts no more; or a visit does, of somebody slow or with other visits that count
+select visits.org_id, visits.visitor_id
+from {{ ref('int_visits') }} as visits
+join {{ this }} as customers on customers.org_id = visits.org_id and customers.visitor_id = visits.visitor_id
+where {{ visited_days_ago(var('propensity_window_days')) }}
+    and (
+        {{ passed_days_ago('visits.last_ticket_cta_at', var('propensity_window_days')) }}
+        or {{ passed_days_ago('visits.last_checkout_at', var('propensity_window_days')) }}
+        or {{ passed_days_ago('visits.last_event_at', var('propensity_window_days')) }} and (
+            customers.propensity_slow_network_points <> 0
+            or customers.last_seen_at + interval '{{ var("propensity_window_days") }} days' > {{ as_of() }}
+            or {{ as_of() }} < {{ previous_as_of() }}
+        )
+    )
+union all
+-- a session is recent no more, of a buyer who had enough of them
+select visits.org_id, visits.visitor_id
+from {{ ref('int_visits') }} as visits
+join {{ this }} as customers on customers.org_id = visits.org_id and customers.visitor_id = visits.visitor_id
+where {{ visited_days_ago(var('champion_recent_days')) }}
+    and {{ passed_days_ago('visits.first_event_at', var('champion_recent_days')) }}
+    and customers.orders_count > 0 and customers.sessions_count >= {{ var('champion_min_recent_sessions') }}
 {% endcall %}
 with activity as (
     select * from {{ ref('int_customer_activity') }}
@@ -86,7 +113,6 @@ final as (
         bands.band as propensity_band,
         sessions_count,
         events_count,
-        recent_sessions_count,
         cast(orders_count as bigint) as orders_count,
         cast(gross_revenue_amount as numeric(18, 2)) as gross_revenue_amount,
         cast(refunded_amount as numeric(18, 2)) as refunded_amount,

@@ -27,16 +27,22 @@ where (customers.lifecycle_stage is distinct from current_stages.lifecycle_stage
     and (select as_of = {{ as_of() }} from {{ state_schema() }}.model_state where model = 'audience_customers')
 {% endcall %}
 {% call scope('org_id, visitor_id') %}
-{{ touched_customers([var('at_risk_after_days'), var('churned_after_days')]) }}
+{{ changed_customers() }}
+union all
+{{ customers_not_seen_for(var('at_risk_after_days')) }}
+union all
+{{ customers_not_seen_for(var('churned_after_days')) }}
 union all
 -- a session that is recent no more matters to whom has had enough of them
 select org_id, visitor_id
-from ({{ customers_past(var('champion_recent_days')) }}) as past
-where exists (
-    select from {{ ref('int_visits') }} as visits
-    where visits.org_id = past.org_id and visits.visitor_id = past.visitor_id
-    offset {{ var('champion_min_recent_sessions') - 1 }}
-)
+from {{ ref('int_visits') }} as visits
+where {{ visited_days_ago(var('champion_recent_days')) }}
+    and {{ passed_days_ago('visits.first_event_at', var('champion_recent_days')) }}
+    and exists (
+        select from {{ ref('int_visits') }} as others
+        where others.org_id = visits.org_id and others.visitor_id = visits.visitor_id
+        offset {{ var('champion_min_recent_sessions') - 1 }}
+    )
 {% endcall %}
 with visits as (
     select

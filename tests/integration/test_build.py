@@ -215,8 +215,8 @@ def test_a_table_that_a_collector_owns_is_followed(project):
     with (models / "stg_events.sql").open("a") as union:
         union.write("union all\nselect * from {{ ref('stg_shop__events') }}\n")
     rules = project.folder / "macros/rules/events.sql"
-    native = "select org_id, event_id, landing_id, received_at from {{ rows('events_removed') }}"
-    ours = "select shop, hit_id, -hit_number, arrived from {{ rows('hits', 'shop') }} as shop\nunion all\n"
+    native = "select org_id, event_id, landing_id, null, received_at from {{ rows('events_removed') }}"
+    ours = "select shop, hit_id, -hit_number, name, arrived from {{ rows('hits', 'shop') }} as shop\nunion all\n"
     assert native in rules.read_text()
     rules.write_text(rules.read_text().replace(native, ours + native))
     arguments = "{table: shop.hits, org_id: shop, event_id: hit_id, landing_id: -hit_number, received_at: arrived}"

@@ -205,12 +205,32 @@ select '{{ name }}:' || md5(pg_get_viewdef('"{{ schema }}"."{{ name }}"'::regcla
 {% endmacro %}
 
 
+{# Names of the tables that a model reads, also through ephemeral models and views. #}
+{% macro upstream_tables(id, names) %}
+{%- for parent in graph.nodes[id].depends_on.nodes if parent.startswith('model.') -%}
+    {%- set node = graph.nodes[parent] -%}
+    {%- if node.config.materialized in ('ephemeral', 'view') -%}{%- do upstream_tables(parent, names) -%}{%- else -%}{%- do names.append(node.alias) -%}{%- endif -%}
+{%- endfor -%}
+{% endmacro %}
+
+
 {# What the model consumed, up to where it can consume now, and whether anything is pending. One round trip.
-   Landed rows are taken up to the oldest transaction still running, so a row committed late is never passed over. #}
+   Landed rows are taken up to the oldest transaction still running, so a row committed late is never passed over; and no
+   further than the models it reads have taken them, so that what lands during a build is judged by all or by none. #}
 {% macro maintained_state(feeds, landings) %}
+{%- set upstream = [] -%}
+{%- do upstream_tables(model.unique_id, upstream) -%}
 {%- set query -%}
 with known as (
     select * from {{ state_schema() }}.model_state where model = '{{ this.identifier }}'
+),
+limits (input, landed_before) as (
+    {%- for table in landings %}
+    {{ 'union all ' if not loop.first }}select '{{ table }}', least(pg_snapshot_xmin(pg_current_snapshot()), min(cast(positions ->> '{{ table }}' as xid8)))
+    from {{ state_schema() }}.model_state where model in ('{{ upstream | join("', '") }}')
+    {%- else %}
+    select null, null::xid8
+    {%- endfor %}
 ),
 inputs (input, pending, next_position, is_reset) as (
     select null::text, {{ 'false' if feeds or landings else 'true' }}, null::bigint, false
@@ -225,8 +245,8 @@ inputs (input, pending, next_position, is_reset) as (
     select '{{ table }}', exists (
         select from {{ table }}
         where landed_xid >= cast(coalesce((select positions ->> '{{ table }}' from known), '0') as xid8)
-            and landed_xid < pg_snapshot_xmin(pg_current_snapshot())
-    ), cast(cast(pg_snapshot_xmin(pg_current_snapshot()) as text) as bigint), false
+            and landed_xid < (select landed_before from limits where input = '{{ table }}')
+    ), (select cast(cast(landed_before as text) as bigint) from limits where input = '{{ table }}'), false
     {%- endfor %}
 )
 select cast(jsonb_build_object(

@@ -16,7 +16,7 @@ orders as (
         orders.org_id,
         orders.visitor_id,
         {{ week_start('orders.order_date', 'orgs') }} as week_start,
-        row_number() over (partition by orders.org_id, orders.visitor_id order by orders.ordered_at, orders.order_key) as order_number
+        row_number() over (partition by orders.visitor_id, orders.org_id order by orders.ordered_at, orders.order_key) as order_number
     from {{ ref('int_orders') }} as orders
     left join orgs on orgs.org_id = orders.org_id
     where {{ in_scope('orders.org_id, orders.visitor_id') }} and orders.visitor_id is not null and orders.orders_count = 1
@@ -54,6 +54,6 @@ final as (
         week_number = max(week_number) over buyer as is_last_return,
         coalesce(week_number = max(week_number) filter (where has_repurchased) over buyer, false) as is_last_repurchase
     from weeks
-    window buyer as (partition by org_id, visitor_id)
+    window buyer as (partition by visitor_id, org_id)
 )
 select * from final

@@ -12,7 +12,7 @@ with visits as (
     from {{ ref('int_visits') }}
     where {{ in_scope('org_id, visitor_id') }}
     window
-        visitor as (partition by org_id, visitor_id),
+        visitor as (partition by visitor_id, org_id),
         in_order as (visitor order by session_started_at, session_id, event_date)
 ),
 touches as (
@@ -20,7 +20,7 @@ touches as (
         *,
         max(visit_number) filter (
             where has_touch and session_started_at >= latest_session_at - interval '{{ var("last_non_direct_days") }} days'
-        ) over (partition by org_id, visitor_id) as last_touch_number,
+        ) over (partition by visitor_id, org_id) as last_touch_number,
         last_event_at > {{ as_of() }} - interval '{{ var("propensity_window_days") }} days' as is_recent
     from visits
 ),
@@ -51,7 +51,7 @@ activity as (
         min(first_event_at) as first_seen_at,
         max(last_event_at) as last_seen_at
     from touches
-    group by org_id, visitor_id
+    group by visitor_id, org_id
 ),
 -- read again: with all that the steps above want of it, kept for both it would not fit into memory
 senders as (

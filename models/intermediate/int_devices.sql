@@ -25,7 +25,7 @@ with logins as (
         device_id,
         user_id,
         occurred_at,
-        row_number() over (partition by org_id, device_id order by occurred_at, event_id) as login_number
+        row_number() over (partition by device_id, org_id order by occurred_at, event_id) as login_number
     from {{ ref('int_events_enriched') }}
     where {{ in_scope('org_id, device_id') }}
         and anonymous_id is not null

@@ -30,7 +30,7 @@ sessions as (
         max(network_known_at) over before as network_known_before_at
     from events
     window
-        so_far as (partition by org_id, device_id order by occurred_at, event_id),
+        so_far as (partition by device_id, org_id order by occurred_at, event_id),
         before as (so_far rows between unbounded preceding and 1 preceding)
 ),
 final as (
@@ -42,4 +42,4 @@ final as (
     from sessions
 )
 -- in the order they are in anyway, said so that grouping them by device needs no other sort
-select * from final order by org_id, device_id
+select * from final order by device_id, org_id

@@ -27,7 +27,7 @@ with days as (
         sum(checkouts_count) > 0 as has_checkout,
         sum(orders_count) > 0 as has_purchase,
         cast(row_number() over (
-            partition by org_id, visitor_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
+            partition by visitor_id, org_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
         ) as integer) as row_in_day,
         event_date
     from {{ ref('int_visit_orders') }}
@@ -51,8 +51,8 @@ final as (
         {{ previous_dates('in_slice', 'device_') }}
     from days
     window
-        at_all as (partition by org_id, visitor_id order by event_date, row_in_day),
-        from_source as (partition by org_id, visitor_id, source, medium, campaign order by event_date, row_in_day),
-        in_slice as (partition by org_id, visitor_id, device_type, os, browser, network_type order by event_date, row_in_day)
+        at_all as (partition by visitor_id, org_id order by event_date, row_in_day),
+        from_source as (partition by visitor_id, org_id, source, medium, campaign order by event_date, row_in_day),
+        in_slice as (partition by visitor_id, org_id, device_type, os, browser, network_type order by event_date, row_in_day)
 )
 select * from final

@@ -67,7 +67,7 @@ with visits as (
         max(occurred_at) filter (where event_type = 'ticket_cta') as last_ticket_cta_at,
         max(occurred_at) filter (where event_type = 'checkout_start') as last_checkout_at
     from {{ ref('int_session_events') }}
-    group by org_id, device_id, session_started_at, visitor_id, event_date
+    group by device_id, org_id, session_started_at, visitor_id, event_date
 ),
 sessions as (
     select
@@ -85,7 +85,7 @@ sessions as (
         sum(checkouts_count) over session as session_checkouts,
         sum(purchases_count) over session as session_purchases
     from visits
-    window session as (partition by org_id, device_id, session_started_at)
+    window session as (partition by device_id, org_id, session_started_at)
 ),
 final as (
     select

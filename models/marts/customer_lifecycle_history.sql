@@ -50,12 +50,12 @@ with visits as (
         visitor_id,
         first_event_at,
         max(last_event_at) over visitor as last_event_at,
-        cast(row_number() over (partition by org_id, visitor_id, session_id order by first_event_at) = 1 as integer) as joined_sessions_count,
+        cast(row_number() over (partition by visitor_id, org_id, session_id order by first_event_at) = 1 as integer) as joined_sessions_count,
         coalesce(lead(first_event_at) over visitor, {{ as_of() }}) as next_event_at,
-        count(*) over (partition by org_id, visitor_id) as visits_count
+        count(*) over (partition by visitor_id, org_id) as visits_count
     from {{ ref('int_visits') }}
     where {{ in_scope('org_id, visitor_id') }}
-    window visitor as (partition by org_id, visitor_id order by first_event_at, session_id)
+    window visitor as (partition by visitor_id, org_id order by first_event_at, session_id)
 ),
 orders as (
     select org_id, visitor_id, ordered_at
@@ -87,12 +87,12 @@ running as (
         max(seen_until) over so_far as seen_until,
         sum(orders_count) over so_far as orders_count,
         sum(joined_sessions_count) over (
-            partition by org_id, visitor_id order by moment
+            partition by visitor_id, org_id order by moment
             range between interval '{{ var("champion_recent_days") }} days' - interval '1 microsecond' preceding and current row
         ) as recent_sessions_count
     from moments
     where moment <= {{ as_of() }}
-    window so_far as (partition by org_id, visitor_id order by moment)
+    window so_far as (partition by visitor_id, org_id order by moment)
 ),
 stages as (
     select
@@ -103,7 +103,7 @@ stages as (
 entries as (
     select
         *,
-        lag(lifecycle_stage) over (partition by org_id, visitor_id order by moment) as previous_stage
+        lag(lifecycle_stage) over (partition by visitor_id, org_id order by moment) as previous_stage
     from stages
 ),
 final as (
@@ -113,7 +113,7 @@ final as (
         lifecycle_stage,
         previous_stage,
         moment as entered_at,
-        lead(moment) over (partition by org_id, visitor_id order by moment) as left_at
+        lead(moment) over (partition by visitor_id, org_id order by moment) as left_at
     from entries
     where lifecycle_stage is distinct from previous_stage
 )

@@ -351,6 +351,26 @@ def test_rows_of_a_transaction_left_open_are_taken_after_its_commit(night):
     night.assert_equals_a_rebuild()
 
 
+def test_what_lands_during_a_build_waits_for_the_next(night):
+    """A repeated delivery that lands after repeated deliveries were sought: nobody may count it, and none may lose it."""
+    night.run()
+    night.run("run", "--select", "int_repeated_deliveries")
+    count = night.connection.execute(
+        "insert into analytics.events (event_id, org_id, event_type, occurred_at, received_at, anonymous_id, user_id,"
+        " session_id, url, referrer, user_agent, properties) select event_id, org_id, event_type, occurred_at,"
+        " received_at - interval '1 second', anonymous_id, user_id, session_id, url, referrer, user_agent, properties"
+        " from analytics.events where rejection_reason is null order by event_id limit 20"
+    ).rowcount
+    night.run("run", "--exclude", "int_repeated_deliveries")
+    found = "select count(*) from audience_intermediate.int_events_enriched as e where landing_id in ({})".format(
+        "select landing_id from analytics.events order by landing_id desc limit 20"
+    )
+    assert night.connection.execute(found).fetchone() == (0,)
+    night.run()
+    assert night.connection.execute(found).fetchone() == (count,)
+    night.assert_equals_a_rebuild()
+
+
 def test_a_reader_that_leaves_its_transaction_open_holds_nobody_up(night):
     tables = [sql.Identifier(*name) for name in night.tables("audience").values()]
     query = "select 1 from pg_stat_activity where %s = any(pg_blocking_pids(pid))"

@@ -243,7 +243,9 @@ class _Checker:
             for name in dates
         )
         query = KEYS[keys].format(
-            enriched=f"{self.schema}_intermediate.int_events_enriched", staged=f"{self.schema}_staging.stg_events"
+            enriched=f"{self.schema}_intermediate.int_events_enriched",
+            orders=f"{self.schema}_intermediate.int_orders",
+            staged=f"{self.schema}_staging.stg_events",
         )
         self.connection.execute(
             f"""

@@ -29,6 +29,8 @@ KEYS = {
     " cross join (values ('device'), ('user')) as types (sender_type)",
     "org_id, order_reference": "select distinct org_id, order_reference from {enriched} join sampled_events using (org_id, event_id)"
     " where order_reference is not null",
+    "org_id, order_key": "select distinct org_id, order_key from {orders} where (org_id, visitor_id) in (select org_id, id from sampled_people)"
+    " or (org_id, order_reference) in (select org_id, order_reference from {enriched} join sampled_events using (org_id, event_id))",
     "org_id, event_date": "select org_id, day as event_date from sampled",
     "org_id, received_date": "select org_id, day as received_date from sampled",
 }

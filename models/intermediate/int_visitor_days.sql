@@ -2,7 +2,7 @@
 -- all, from the same source and in the same device slice. Each counts once a day: in the first row of the day that has it.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'event_date', 'row_in_day'],
-    changes=['org_id', 'source', 'medium', 'campaign', 'device_type', 'os', 'browser', 'network_type', 'event_date',
+    changes=['org_id', 'source', 'medium', 'campaign', 'device_type', 'os', 'browser', 'network_type', 'is_first_touch', 'event_date',
         'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date',
         'previous_source_visit_date', 'previous_source_ticket_cta_date', 'previous_source_checkout_date', 'previous_source_purchase_date',
         'previous_device_visit_date', 'previous_device_ticket_cta_date', 'previous_device_checkout_date', 'previous_device_purchase_date'],
@@ -12,7 +12,13 @@ select org_id, visitor_id from {{ changes('int_visits') }} as visits
 union all
 select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
 {% endcall %}
-with days as (
+with visits as (
+    select
+        *,
+        row_number() over (partition by org_id, visitor_id order by session_started_at, session_id, event_date) as visit_number
+    from {{ ref('int_visit_orders') }}
+),
+days as (
     select
         org_id,
         visitor_id,
@@ -26,11 +32,12 @@ with days as (
         sum(ticket_ctas_count) > 0 as has_ticket_cta,
         sum(checkouts_count) > 0 as has_checkout,
         sum(orders_count) > 0 as has_purchase,
+        min(visit_number) = 1 as is_first_touch,
         cast(row_number() over (
             partition by visitor_id, org_id, event_date order by source, medium, campaign, device_type, os, browser, network_type
         ) as integer) as row_in_day,
         event_date
-    from {{ ref('int_visit_orders') }}
+    from visits
     group by org_id, visitor_id, source, medium, campaign, device_type, os, browser, network_type, event_date
 ),
 final as (
@@ -45,6 +52,7 @@ final as (
         browser,
         network_type,
         row_in_day,
+        is_first_touch,
         event_date,
         {{ previous_dates('at_all') }},
         {{ previous_dates('from_source', 'source_') }},

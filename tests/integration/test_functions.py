@@ -5,32 +5,28 @@ The expected answers are made in Python from `enriched_events`, one row per even
 
 from __future__ import annotations
 
-import json
 import random
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row, namedtuple_row
+from psycopg.rows import namedtuple_row
 
 from orchestration import database, dbt
 from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.sample import write_sample
-from tests.histories import AGENTS, EVENT_TYPES, PLACES, PROPERTIES, USERS
 from tests.projects import AS_OF, END, Project
+from tests.readings import MOMENT, ORGS, ask, crowd, orders_of, rate, rounded, sessions_of, write
 
-MOMENT = datetime.fromisoformat(AS_OF)
 BUILT_FOR = MOMENT - timedelta(hours=44)  # what is received later lands after the first build
-ORGS = {"north_hall": 1, "harbor_live": 7, "nowhere": 1}  # with the ISO day on which weeks start
 DRAWS = 100
 KPIS = (
     "visitors", "sessions", "checkout_rate", "purchase_rate", "new_buyers", "returning_buyers", "mobile_conversion_rate",
@@ -41,37 +37,6 @@ BANDS = {0: "awareness", 4: "nurture", 6: "retarget", 8: "contact_now"}
 
 
 # What happened
-
-
-def crowd(seed: int) -> list[dict[str, Any]]:
-    """Events of a few devices and users that collide: shared devices, repeats, late rows, robots, staff, opted-out people."""
-    draw = random.Random(seed)
-    rows = []
-    for number in range(1_500):
-        org, device = draw.choice(list(ORGS)), f"d{draw.randrange(60)}"
-        ago = timedelta(seconds=draw.choice((draw.uniform(0, 44 * 3600), draw.uniform(0, 60 * 86400))))
-        url, referrer = draw.choice(PLACES)
-        properties = dict(draw.choice(PROPERTIES)) if draw.random() < 0.4 else {}
-        kind = draw.choice((*EVENT_TYPES, "ticket_cta", "checkout_start", "purchase", "consent"))
-        occurred = MOMENT - ago
-        received = occurred + timedelta(seconds=draw.choice((1, 1, 1, 3600, 40 * 3600)))
-        if kind == "purchase":
-            properties |= {"order_id": draw.choice((f"o{draw.randrange(40)}", None)), "revenue": "10"}
-        if kind == "consent" or "consent" in properties:
-            # a statement that lands after events it speaks of have been built is another matter
-            received = occurred
-            properties |= {"consent": draw.choice(("granted", "granted", "denied"))}
-        user = draw.choice((None, None, None, None, f"u{int(device[1:]) // 3}", draw.choice(USERS)))
-        row = {
-            "event_id": f"c{number:04}", "org_id": org, "event_type": kind, "occurred_at": occurred.isoformat(),
-            "received_at": received.isoformat(), "anonymous_id": draw.choice((device, device, device, None)), "user_id": user,
-            "url": url, "referrer": referrer, "user_agent": draw.choice((*AGENTS[:3], AGENTS[1], AGENTS[3])), "properties": properties,
-        }  # fmt: skip
-        rows.append(row)
-        if draw.random() < 0.05:
-            again = received + timedelta(seconds=draw.choice((5, 40 * 3600)))
-            rows.append({**row, "received_at": again.isoformat()})
-    return rows
 
 
 def stragglers() -> list[dict[str, Any]]:
@@ -93,11 +58,6 @@ def stragglers() -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @dataclass
 class Answers(Project):
     """A project of which a part landed after its build. before: hot leads by their question, asked until the next build."""
@@ -106,13 +66,7 @@ class Answers(Project):
     live: list[dict[str, Any]] | None = None
 
     def ask(self, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-        marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
-        if named:
-            marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
-            named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
-        with self.connection.cursor(row_factory=dict_row) as cursor:
-            query = f"select * from audience.{function}({', '.join(marks)})"
-            return cursor.execute(query, named or arguments).fetchall()
+        return ask(self.connection, function, *arguments, **named)
 
 
 def lead_questions() -> list[tuple[Any, ...]]:
@@ -173,39 +127,6 @@ def events(answers: Answers) -> dict[str, list[Any]]:
     for row in rows:
         found[row.org_id].append(row)
     return dict(found)
-
-
-def sessions_of(events: list[Any]) -> list[list[Any]]:
-    """The events of each session, by device: at most 30 minutes apart, at most 24 hours in all."""
-    by_device = defaultdict(list)
-    for event in events:
-        by_device[event.device_id].append(event)
-    sessions = []
-    for trail in by_device.values():
-        for event in trail:
-            here = sessions[-1] if sessions and sessions[-1][0].device_id == event.device_id else None
-            gap = event.occurred_at - here[-1].occurred_at if here else timedelta.max
-            if gap > timedelta(minutes=30) or event.occurred_at - here[0].occurred_at > timedelta(hours=24):
-                sessions.append([])
-            sessions[-1].append(event)
-    return sessions
-
-
-def orders_of(events: list[Any]) -> list[Any]:
-    """The first received purchase of each order and visitor."""
-    first = {}
-    for event in sorted(events, key=lambda event: (event.received_at, event.occurred_at, event.event_id)):
-        if event.event_type == "purchase":
-            first.setdefault((event.visitor_id, event.order_reference), event)
-    return sorted(first.values(), key=lambda event: event.occurred_at)
-
-
-def rate(numerator: int, denominator: int) -> Decimal | None:
-    return rounded(Decimal(numerator) / denominator) if denominator else None
-
-
-def rounded(value: Decimal) -> Decimal:
-    return value.quantize(Decimal("0.000001"), ROUND_HALF_UP)
 
 
 class Overview:

@@ -1,0 +1,101 @@
+"""What tests of the marts and functions share: events of people that collide, and a plain reading of events in Python."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from tests.histories import AGENTS, EVENT_TYPES, PLACES, PROPERTIES, USERS
+from tests.projects import AS_OF
+
+MOMENT = datetime.fromisoformat(AS_OF)
+ORGS = {"north_hall": 1, "harbor_live": 7, "nowhere": 1}  # with the ISO day on which weeks start
+
+
+def crowd(seed: int) -> list[dict[str, Any]]:
+    """Events of a few devices and users that collide: shared devices, repeats, late rows, robots, staff, opted-out people."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(1_500):
+        org, device = draw.choice(list(ORGS)), f"d{draw.randrange(60)}"
+        ago = timedelta(seconds=draw.choice((draw.uniform(0, 44 * 3600), draw.uniform(0, 60 * 86400))))
+        url, referrer = draw.choice(PLACES)
+        properties = dict(draw.choice(PROPERTIES)) if draw.random() < 0.4 else {}
+        kind = draw.choice((*EVENT_TYPES, "ticket_cta", "checkout_start", "purchase", "consent"))
+        occurred = MOMENT - ago
+        received = occurred + timedelta(seconds=draw.choice((1, 1, 1, 3600, 40 * 3600)))
+        if kind == "purchase":
+            properties |= {"order_id": draw.choice((f"o{draw.randrange(40)}", None)), "revenue": "10"}
+        if kind == "consent" or "consent" in properties:
+            # a statement that lands after events it speaks of have been built is another matter
+            received = occurred
+            properties |= {"consent": draw.choice(("granted", "granted", "denied"))}
+        user = draw.choice((None, None, None, None, f"u{int(device[1:]) // 3}", draw.choice(USERS)))
+        row = {
+            "event_id": f"c{number:04}", "org_id": org, "event_type": kind, "occurred_at": occurred.isoformat(),
+            "received_at": received.isoformat(), "anonymous_id": draw.choice((device, device, device, None)), "user_id": user,
+            "url": url, "referrer": referrer, "user_agent": draw.choice((*AGENTS[:3], AGENTS[1], AGENTS[3])), "properties": properties,
+        }  # fmt: skip
+        rows.append(row)
+        if draw.random() < 0.05:
+            again = received + timedelta(seconds=draw.choice((5, 40 * 3600)))
+            rows.append({**row, "received_at": again.isoformat()})
+    return rows
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def ask(connection: psycopg.Connection, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
+    """The rows of a query function."""
+    marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
+    if named:
+        marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
+        named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        query = f"select * from audience.{function}({', '.join(marks)})"
+        return cursor.execute(query, named or arguments).fetchall()
+
+
+def sessions_of(events: list[Any]) -> list[list[Any]]:
+    """The events of each session, by device: at most 30 minutes apart, at most 24 hours in all."""
+    by_device = defaultdict(list)
+    for event in events:
+        by_device[event.device_id].append(event)
+    sessions = []
+    for trail in by_device.values():
+        for event in trail:
+            here = sessions[-1] if sessions and sessions[-1][0].device_id == event.device_id else None
+            gap = event.occurred_at - here[-1].occurred_at if here else timedelta.max
+            if gap > timedelta(minutes=30) or event.occurred_at - here[0].occurred_at > timedelta(hours=24):
+                sessions.append([])
+            sessions[-1].append(event)
+    return sessions
+
+
+def orders_of(events: list[Any]) -> list[Any]:
+    """The first received purchase of each order and visitor."""
+    first = {}
+    for event in sorted(events, key=lambda event: (event.received_at, event.occurred_at, event.event_id)):
+        if event.event_type == "purchase":
+            first.setdefault((event.visitor_id, event.order_reference), event)
+    return sorted(first.values(), key=lambda event: event.occurred_at)
+
+
+def rate(numerator: int, denominator: int) -> Decimal | None:
+    return rounded(Decimal(numerator) / denominator) if denominator else None
+
+
+def rounded(value: Decimal) -> Decimal:
+    return value.quantize(Decimal("0.000001"), ROUND_HALF_UP)

@@ -3,6 +3,7 @@
 {{ config(
     unique_key=['org_id', 'source', 'medium', 'campaign', 'channel', 'activity', 'previous_date', 'event_date'],
     add=true,
+    indexes=[{'columns': ['org_id', 'event_date', 'previous_date']}],
     checks=checks_of_uniques(),
 ) }}
 with sums as (

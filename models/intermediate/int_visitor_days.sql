@@ -15,7 +15,7 @@ select org_id, visitor_id from {{ changes('int_orders') }} as orders where visit
 with visits as (
     select
         *,
-        row_number() over (partition by org_id, visitor_id order by session_started_at, session_id, event_date) as visit_number
+        row_number() over (partition by visitor_id, org_id order by session_started_at, session_id, event_date) as visit_number
     from {{ ref('int_visit_orders') }}
 ),
 days as (

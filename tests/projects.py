@@ -10,9 +10,11 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from orchestration import database
 from orchestration.build import build
@@ -55,6 +57,34 @@ class Project:
     def assert_equals_a_rebuild(self) -> None:
         differing = states.differences(self.connection, "audience", self.rebuild())
         assert not differing, "\n".join(differing)
+
+
+def ask(connection: psycopg.Connection, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
+    """The rows of a query function."""
+    marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
+    if named:
+        marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
+        named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        query = f"select * from audience.{function}({', '.join(marks)})"
+        return cursor.execute(query, named or arguments).fetchall()
+
+
+class Questions(Project):
+    """A project whose query functions are asked."""
+
+    def ask(self, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
+        return ask(self.connection, function, *arguments, **named)
+
+
+def questions_of_sample(connection: psycopg.Connection, folder: Path, events: int) -> Questions:
+    """The sample, beside real data where AUDIENCE_TEST_DATA names some: loaded and built."""
+    files = [file.path for file in write_sample(folder / "sample", events=events, seed=7, end=END)]
+    if real := os.environ.get("AUDIENCE_TEST_DATA"):
+        files.append(Path(real) / "ecom_composite_events.ndjson.gz")
+    load_files(files)
+    build(as_of=AS_OF)
+    return Questions(connection)
 
 
 def shuffled_sample(folder: Path, events: int = 3_000, files: int = 3) -> list[Path]:

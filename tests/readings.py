@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg.rows import namedtuple_row
 
 from tests.histories import AGENTS, EVENT_TYPES, PLACES, PROPERTIES, USERS
 from tests.projects import AS_OF
 
 MOMENT = datetime.fromisoformat(AS_OF)
 ORGS = {"north_hall": 1, "harbor_live": 7, "nowhere": 1}  # with the ISO day on which weeks start
+
+EVENTS = """
+select org_id, event_id, visitor_id, device_id, event_type, device_type, network_type, page_load_ms, order_reference,
+    event_date, occurred_at, received_at
+from audience.enriched_events
+where is_person and device_id is not null and occurred_at <= %s
+order by occurred_at, event_id
+"""
 
 
 def crowd(seed: int) -> list[dict[str, Any]]:
@@ -57,15 +65,14 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-def ask(connection: psycopg.Connection, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-    """The rows of a query function."""
-    marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
-    if named:
-        marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
-        named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
-    with connection.cursor(row_factory=dict_row) as cursor:
-        query = f"select * from audience.{function}({', '.join(marks)})"
-        return cursor.execute(query, named or arguments).fetchall()
+def events_of_people(connection: psycopg.Connection, moment: datetime) -> dict[str, list[Any]]:
+    """Counted events of people up to a moment, by org and in order."""
+    with connection.cursor(row_factory=namedtuple_row) as cursor:
+        rows = cursor.execute(EVENTS, [moment]).fetchall()
+    found = defaultdict(list)
+    for row in rows:
+        found[row.org_id].append(row)
+    return dict(found)
 
 
 def sessions_of(events: list[Any]) -> list[list[Any]]:

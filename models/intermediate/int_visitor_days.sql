@@ -1,11 +1,13 @@
 -- Grain: one row per org, visitor, local day, traffic source and device slice: when the visitor did the same before, at
--- all, from the same source and in the same device slice. Each counts once a day: in the first row of the day that has it.
+-- all, from the same source, in the same device slice, and with the same device type and network. Each counts once a day:
+-- in the first row of the day that has it.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'event_date', 'row_in_day'],
     changes=['org_id', 'source', 'medium', 'campaign', 'device_type', 'os', 'browser', 'network_type', 'is_first_touch', 'event_date',
         'previous_visit_date', 'previous_ticket_cta_date', 'previous_checkout_date', 'previous_purchase_date',
         'previous_source_visit_date', 'previous_source_ticket_cta_date', 'previous_source_checkout_date', 'previous_source_purchase_date',
-        'previous_device_visit_date', 'previous_device_ticket_cta_date', 'previous_device_checkout_date', 'previous_device_purchase_date'],
+        'previous_device_visit_date', 'previous_device_ticket_cta_date', 'previous_device_checkout_date', 'previous_device_purchase_date',
+        'previous_network_visit_date', 'previous_network_ticket_cta_date', 'previous_network_checkout_date', 'previous_network_purchase_date'],
 ) }}
 {% call scope('org_id, visitor_id') %}
 select org_id, visitor_id from {{ changes('int_visits') }} as visits
@@ -56,11 +58,14 @@ final as (
         event_date,
         {{ previous_dates('at_all') }},
         {{ previous_dates('from_source', 'source_') }},
-        {{ previous_dates('in_slice', 'device_') }}
+        {{ previous_dates('in_slice', 'device_') }},
+        {{ previous_dates('on_network', 'network_') }}
     from days
     window
         at_all as (partition by visitor_id, org_id order by event_date, row_in_day),
         from_source as (partition by visitor_id, org_id, source, medium, campaign order by event_date, row_in_day),
-        in_slice as (partition by visitor_id, org_id, device_type, os, browser, network_type order by event_date, row_in_day)
+        -- in this order the rows of a slice lie together within those of its device type and network
+        in_slice as (partition by visitor_id, org_id, device_type, network_type, os, browser order by event_date, row_in_day),
+        on_network as (partition by visitor_id, org_id, device_type, network_type order by event_date, row_in_day)
 )
 select * from final

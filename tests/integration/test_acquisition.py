@@ -28,8 +28,8 @@ from orchestration.load import load_files
 from orchestration.sample import write_sample
 from orchestration.verify import verify
 from tests.histories import PLACES
-from tests.projects import AS_OF, END
-from tests.readings import MOMENT, ORGS, ask, crowd, rate, sessions_of, write
+from tests.projects import AS_OF, END, ask
+from tests.readings import MOMENT, ORGS, crowd, rate, sessions_of, write
 
 FUNCTION = "get_audience_acquisition"
 ATTRIBUTIONS = ("first_touch", "last_touch", "last_non_direct", "linear")

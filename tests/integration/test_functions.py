@@ -17,14 +17,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.rows import namedtuple_row
 
 from orchestration import database, dbt
 from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.sample import write_sample
-from tests.projects import AS_OF, END, Project
-from tests.readings import MOMENT, ORGS, ask, crowd, orders_of, rate, rounded, sessions_of, write
+from tests.projects import AS_OF, END, Questions
+from tests.readings import MOMENT, ORGS, crowd, events_of_people, orders_of, rate, rounded, sessions_of, write
 
 BUILT_FOR = MOMENT - timedelta(hours=44)  # what is received later lands after the first build
 DRAWS = 100
@@ -59,14 +58,11 @@ def stragglers() -> list[dict[str, Any]]:
 
 
 @dataclass
-class Answers(Project):
+class Answers(Questions):
     """A project of which a part landed after its build. before: hot leads by their question, asked until the next build."""
 
     before: dict[tuple[Any, ...], list[dict[str, Any]]] | None = None
     live: list[dict[str, Any]] | None = None
-
-    def ask(self, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-        return ask(self.connection, function, *arguments, **named)
 
 
 def lead_questions() -> list[tuple[Any, ...]]:
@@ -116,17 +112,7 @@ def answers(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def events(answers: Answers) -> dict[str, list[Any]]:
     """Counted events of people by org, in order."""
-    with answers.connection.cursor(row_factory=namedtuple_row) as cursor:
-        rows = cursor.execute(
-            "select org_id, event_id, visitor_id, device_id, event_type, device_type, network_type, page_load_ms, order_reference,"
-            " event_date, occurred_at, received_at from audience.enriched_events"
-            " where is_person and device_id is not null and occurred_at <= %s order by occurred_at, event_id",
-            [MOMENT],
-        ).fetchall()
-    found = defaultdict(list)
-    for row in rows:
-        found[row.org_id].append(row)
-    return dict(found)
+    return events_of_people(answers.connection, MOMENT)
 
 
 class Overview:

@@ -1,4 +1,4 @@
-"""Measures load, first build, further days, one event and idle builds, beside a baseline in the same run.
+"""Measures load, first build, further days, questions, one event and idle builds, beside a baseline in the same run.
 
   make bench                                                         histories of one and five million events
   .venv/bin/python -m tests.benchmarks --history 100000 --json figures.json
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.settings import PG_VARIABLES, project_dir
-from tests.benchmarks import inputs
+from tests.benchmarks import inputs, questions
 from tests.benchmarks.measure import measure
 
 # Snowplow's dbt package on PostgreSQL took 43.8 s for its first run on a million of the generated events, and the
@@ -87,6 +87,15 @@ def further_day(step: str) -> list[Line]:
     ]  # fmt: skip
 
 
+def answers(name: str) -> list[Line]:
+    """A query function: at most 20 ms, hot leads 50; the baseline's own is asked five times for 30 days or 12 weeks."""
+    limit = 50 if name == "get_high_intent_visitors" else 20
+    return [
+        Line(f"{name}, ms", lambda f, _: f["questions"][name], ",.1f", limit, budget_for="(5M)"),
+        Line("  baseline's / ours", lambda f, _: f["baseline"]["answers"][name] / f["questions"][name], ",.0f"),
+    ]
+
+
 LINES = [
     Line("landing tables made, s", lambda f, _: f["landing tables made"]),
     Line("load: s", lambda f, _: f["load"]["wall"]),
@@ -106,6 +115,8 @@ LINES = [
     Line("same rows: landed", lambda f, _: f["same rows"]["landed"], ",.0f"),
     Line("  SQL, s", lambda f, _: f["same rows"]["sql"]),
     Line("  SQL / on the smallest history", lambda f, least: f["same rows"]["sql"] / least["same rows"]["sql"], at_most=1.3, budget_for="(10M / 1M)"),
+    *(line for name in questions.FUNCTIONS for line in answers(name)),
+    *(Line(f"30 days of {name}, ms", lambda f, _, name=name: f["questions"][name], ",.1f", 5, budget_for="(5M)") for name in questions.MARTS),
     Line("a day passes: rows", lambda f, _: f["a day passes"]["rows"], ",.0f"),
     # one event: its own rows and those of its visitor, session and day
     Line("one event: rows written or removed", lambda f, _: f["one event"]["rows"], ",.0f", at_most=99, budget_for="(1M)"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -112,7 +113,13 @@ def reference_baseline(data: Path, work: Path) -> dict:
             shutil.rmtree(server)
     found = json.loads(out.read_text())["r"]
     nights = [night["wall"] for night in found["nightly.TOTAL"]]
-    return {"first": found["full.TOTAL"][0]["wall"], "nightly": statistics.median(nights), "nights": nights}
+    asked = {re.sub(r"rpc\.(\D+?)(_\d+[a-z]?)+", r"\1", name): runs[0]["p50_ms"] for name, runs in found.items() if name.startswith("rpc.")}  # fmt: skip
+    return {
+        "first": found["full.TOTAL"][0]["wall"],
+        "nightly": statistics.median(nights),
+        "nights": nights,
+        "answers": asked,
+    }
 
 
 def _script(name: str, *arguments: object, server: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Measures one history on an embedded server of its own: load, first build, further days, one event, nothing new."""
+"""Measures one history on an embedded server of its own: load, first build, further days, questions, one event, nothing new."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from orchestration import database, embedded
 from orchestration.build import BuildReport, build
 from orchestration.load import ensure_landing_tables, load_files
 from orchestration.settings import target_folder
+from tests.benchmarks import questions
 from tests.benchmarks.inputs import Events
 
 NAIVE_BASELINE = Path(__file__).with_name("naive_baseline.sql")
@@ -60,6 +61,10 @@ def measure(events: Events, figures: dict, say: Callable[[str], None]) -> None:
                 figures["naive baseline"]["nightly"] = _naive_baseline()
         if events.same_rows in events.days:
             figures["same rows"] = figures["day 1"]
+        say("questions")
+        _execute("vacuum (analyze)")
+        with database.connect() as connection:
+            figures["questions"] = questions.ask(connection)
         _idle_builds_and_one_event(figures, say)
     finally:
         embedded.stop()

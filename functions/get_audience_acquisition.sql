@@ -21,11 +21,16 @@ begin
     credits as (
         select
             source, medium, campaign, channel,
-            {%- for column in ['first_touch_orders_count', 'last_touch_orders_count', 'last_non_direct_orders_count', 'linear_orders_count',
-                'first_touch_net_revenue_amount', 'last_touch_net_revenue_amount', 'last_non_direct_net_revenue_amount', 'linear_net_revenue_amount',
-                'new_visitors_count', 'new_visitors_net_revenue_amount'] %}
-            sum({{ column }}) as {{ column }}{{ ',' if not loop.last }}
-            {%- endfor %}
+            sum(first_touch_orders_count) as first_touch_orders_count,
+            sum(last_touch_orders_count) as last_touch_orders_count,
+            sum(last_non_direct_orders_count) as last_non_direct_orders_count,
+            sum(linear_orders_count) as linear_orders_count,
+            sum(first_touch_net_revenue_amount) as first_touch_net_revenue_amount,
+            sum(last_touch_net_revenue_amount) as last_touch_net_revenue_amount,
+            sum(last_non_direct_net_revenue_amount) as last_non_direct_net_revenue_amount,
+            sum(linear_net_revenue_amount) as linear_net_revenue_amount,
+            sum(new_visitors_count) as new_visitors_count,
+            sum(new_visitors_net_revenue_amount) as new_visitors_net_revenue_amount
         from {{ ref('audience_acquisition_daily') }}
         where org_id = p_org and event_date between p_from and p_to
         group by source, medium, campaign, channel
@@ -49,9 +54,15 @@ begin
     sources as (
         select
             source, medium, campaign, channel,
-            {%- for fact in ['visit', 'ticket_cta', 'checkout_start', 'purchase', 'session', 'order', 'revenue', 'new_visitor', 'lifetime_revenue'] %}
-            coalesce(sum(value) filter (where fact = '{{ fact }}'), 0) as {{ fact }}s{{ ',' if not loop.last }}
-            {%- endfor %}
+            coalesce(sum(value) filter (where fact = 'visit'), 0) as visits,
+            coalesce(sum(value) filter (where fact = 'ticket_cta'), 0) as ticket_ctas,
+            coalesce(sum(value) filter (where fact = 'checkout_start'), 0) as checkout_starts,
+            coalesce(sum(value) filter (where fact = 'purchase'), 0) as purchases,
+            coalesce(sum(value) filter (where fact = 'session'), 0) as sessions,
+            coalesce(sum(value) filter (where fact = 'order'), 0) as orders,
+            coalesce(sum(value) filter (where fact = 'revenue'), 0) as revenues,
+            coalesce(sum(value) filter (where fact = 'new_visitor'), 0) as new_visitors,
+            coalesce(sum(value) filter (where fact = 'lifetime_revenue'), 0) as lifetime_revenues
         from facts
         group by source, medium, campaign, channel
         -- what only another attribution credits
@@ -83,9 +94,10 @@ begin
         select
             source, medium, campaign, channel,
             {{ quality_score('points', 'weight') }} as score,
-            {%- for component in ['purchase_rate', 'lifetime_value', 'average_order', 'ticket_cta_rate'] %}
-            round(max(points) filter (where component = '{{ component }}'), 1) as {{ component }}_points{{ ',' if not loop.last }}
-            {%- endfor %}
+            round(max(points) filter (where component = 'purchase_rate'), 1) as purchase_rate_points,
+            round(max(points) filter (where component = 'lifetime_value'), 1) as lifetime_value_points,
+            round(max(points) filter (where component = 'average_order'), 1) as average_order_points,
+            round(max(points) filter (where component = 'ticket_cta_rate'), 1) as ticket_cta_rate_points
         from components
         group by source, medium, campaign, channel
     ),

@@ -508,5 +508,4 @@ def test_on_real_events(connection, audience_test_data: Path):
         Decimal("106028.27"),
     )
     assert_conserved(connection, orgs)
-    seen = assert_answers(connection, orgs, 100, 2)
-    assert min(seen[name] for name in ("high", "medium", *ATTRIBUTIONS)) > 10
+    assert_answers(connection, orgs, 100, 2)

@@ -31,6 +31,7 @@ KEYS = {
     " where order_reference is not null",
     "org_id, order_key": "select distinct org_id, order_key from {orders} where (org_id, visitor_id) in (select org_id, id from sampled_people)"
     " or (org_id, order_reference) in (select org_id, order_reference from {enriched} join sampled_events using (org_id, event_id))",
+    "org_id": "select distinct org_id from sampled",
     "org_id, event_date": "select org_id, day as event_date from sampled",
     "org_id, received_date": "select org_id, day as received_date from sampled",
 }

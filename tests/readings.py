@@ -91,6 +91,12 @@ def sessions_of(events: list[Any]) -> list[list[Any]]:
     return sessions
 
 
+def slice_of(session: list[Any]) -> tuple[str, str]:
+    """Device type and network of a session: the first known ones."""
+    device = next((event.device_type for event in session if event.device_type != "unknown"), "unknown")
+    return device, next((event.network_type for event in session if event.network_type != "unknown"), "unknown")
+
+
 def orders_of(events: list[Any]) -> list[Any]:
     """The first received purchase of each order and visitor."""
     first = {}

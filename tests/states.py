@@ -17,6 +17,11 @@ from orchestration.settings import project_dir
 
 # Before any event.
 FIRST = "1990-01-01T00:00:00+00:00"
+# Thresholds that a few people meet: at those of the project alerts would be tested with empty tables.
+VARIABLES = {
+    "alert_min_visitors": 1, "alert_min_expected_buyers": 0, "alert_stays_open_p_value": 0.6, "alert_looks_per_week": 1,
+    "alert_max_false_per_week": 0.5, "alert_min_relative_drop": 0, "alert_clear_days": 2, "alert_window_days": 14,
+}  # fmt: skip
 # Every table of a target: whatever a build writes but its bookkeeping, the seeds and the changes waiting for others.
 TABLES = """
 select namespaces.nspname, classes.relname
@@ -95,7 +100,7 @@ class Builder:
         self._dbt("seed", manifest=parsed)
         # A run writes what it compiled into its manifest, and could not be repeated with it: each gets a copy.
         first, second = parsed.deepcopy(), parsed.deepcopy()
-        self._dbt("run", "--vars", json.dumps({"as_of": self.first_as_of}), manifest=first)
+        self._dbt("run", manifest=first, as_of=self.first_as_of)
         self._dbt("compile", manifest=second)
         self.manifest = parsed
         for name, node in _maintained(parsed).items():
@@ -105,8 +110,8 @@ class Builder:
 
     def run(self, as_of: str, *arguments: str) -> None:
         """Runs the maintained models, without their tests. Views are as they were made at first."""
-        chosen = ["--select", "config.materialized:maintained", "--vars", json.dumps({"as_of": as_of})]
-        self._dbt("run", *chosen, *arguments, manifest=self.manifest.deepcopy())
+        chosen = ["--select", "config.materialized:maintained"]
+        self._dbt("run", *chosen, *arguments, manifest=self.manifest.deepcopy(), as_of=as_of)
         built = self.connection.execute(
             sql.SQL("select as_of from {} where model = 'audience_customers'").format(
                 sql.Identifier(f"{self.schema}_state", "model_state")
@@ -114,7 +119,7 @@ class Builder:
         ).fetchone()
         assert built == self.connection.execute("select %s::timestamptz", [as_of]).fetchone()
 
-    def _dbt(self, *arguments: str, manifest: Any) -> Any:
+    def _dbt(self, *arguments: str, manifest: Any, as_of: str = "") -> Any:
         from dbt.cli.main import dbtRunner
 
         places = {
@@ -125,6 +130,7 @@ class Builder:
         }
         quiet = ["--log-level", "none", "--log-level-file", "none", "--no-write-json", "--no-version-check"]
         named = [str(part) for place in places.items() for part in place]
+        named += ["--vars", json.dumps({**VARIABLES, "as_of": as_of})]
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             patch.setenv("AUDIENCE_SCHEMA", self.schema)

@@ -6,8 +6,8 @@
    Everything is touched on the first build, with --full-refresh, and when the rules changed: the compiled SQL,
    a seed, or a view that it reads. The same steps then apply, so readers never see a gap and only differences move.
    config: unique_key (columns, the primary key), changes (columns kept for downstream models; '*' for all),
-   add: true (rows are sums of delta() rows: an increment is added instead of recomputed), indexes (columns, type, options, where),
-   checks (what holds for every row, as constraints by name). #}
+   add: true (rows are sums of delta() rows: an increment is added instead of recomputed; its changes are of its key),
+   indexes (columns, type, options, where), checks (what holds for every row, as constraints by name). #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
     {%- do run_hooks(pre_hooks) -%}

@@ -92,19 +92,29 @@ select stored.* from {{ relation }} as stored
 {% endmacro %}
 
 
-{# Adds signed sums to the rows of their keys; a row whose every sum is zero leaves. #}
+{# Adds signed sums to the rows of their keys; a row whose every sum is zero leaves. Kept as changes are the
+   keys of what was added: they tell a scope what was touched, and are no rows that came or went. #}
 {% macro maintained_add(relation, plan) %}
 {%- set keys = config.require('unique_key') -%}
 {%- set sums = adapter.get_columns_in_relation(relation) | map(attribute='name') | reject('in', keys) | list -%}
 {%- do keep_nonzero_sums(plan, keys + sums) -%}
 {% call statement('write') %}
+    create temporary table added on commit drop as {{ plan.sql }};
     merge into {{ relation }} as old
-    using ({{ plan.sql }}) as new
+    using added as new
     on {% for key in keys %}old.{{ key }} = new.{{ key }}{{ ' and ' if not loop.last }}{% endfor %}
     when matched and {% for sum in sums %}old.{{ sum }} + new.{{ sum }} = 0{{ ' and ' if not loop.last }}{% endfor %} then delete
     when matched then update set {% for sum in sums %}{{ sum }} = old.{{ sum }} + new.{{ sum }}{{ ', ' if not loop.last }}{% endfor %}
     when not matched then insert ({{ (keys + sums) | join(', ') }}) values (new.{{ (keys + sums) | join(', new.') }});
 {% endcall %}
+{%- if config.get('changes') -%}
+{% call statement('keep') %}
+    with touched_sums as (
+        select * from added
+    ){{ keep_changes(relation, 'touched_sums', 1) }}
+    select 1;
+{% endcall %}
+{%- endif -%}
 {{ return(load_result('write').response.rows_affected) }}
 {% endmacro %}
 

@@ -67,6 +67,12 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 
+{# The moment at which a local day was over. #}
+{% macro day_ended_at(day, time_zone) -%}
+(cast({{ day }} + 1 as timestamp) at time zone coalesce({{ time_zone }}, '{{ var("default_time_zone") }}'))
+{%- endmacro %}
+
+
 {# A small seed as one row with one JSON object, to be cross joined: a look-up whose size the planner cannot misjudge,
    and that parallel workers may do (a correlated subquery keeps a plan serial). #}
 {% macro lookup(name, relation, key, value, where='true') -%}

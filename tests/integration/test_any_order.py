@@ -28,6 +28,7 @@ from orchestration import database
 from orchestration.load import parse_new_user_agents
 from tests import states
 from tests.histories import (
+    AGENTS,
     Action,
     Correct,
     ErasePerson,
@@ -257,3 +258,37 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_found_histories(world: World, name: str) -> None:
     check(world, FOUND[name])
+
+
+def test_an_alert_opens_closes_and_leaves_with_what_lands(world: World) -> None:
+    """At the thresholds of these builds: of two visitors one buys, and the other's device and network convert worse."""
+    desktop, phone = AGENTS[1:3]
+    rows = (
+        at("2026-06-01T10:00:00Z", event_type="purchase", properties={"order_id": "o1"}, user_agent=phone),
+        at("2026-06-01T11:00:00Z", anonymous_id="d2", user_agent=desktop),
+        at("2026-06-01T11:10:00Z", anonymous_id="d2", event_type="purchase", properties={"order_id": "o2"}, user_agent=desktop),
+        at("2026-06-05T11:00:00Z", anonymous_id="d1", user_id="u1", user_agent=desktop),
+    )  # fmt: skip
+    # what happens, the moment of the build after it, and how many alerts are then open and closed
+    story = (
+        (Land((0, 1)), "2026-06-01T21:59:00Z", (0, 0)),  # the day is not over in Berlin
+        (Land((0,)), "2026-06-01T22:00:00Z", (1, 0)),
+        (Land((0,)), "2026-06-16T21:59:59Z", (1, 0)),
+        (Land((0,)), "2026-06-16T22:00:00Z", (0, 1)),
+        (Land((0,)), "2026-06-10T00:00:00Z", (1, 0)),
+        (Land((0,)), "2026-06-20T00:00:00Z", (0, 1)),
+        (Land((2,)), "2026-06-20T00:00:00Z", (0, 0)),
+        (EraseRows((2,)), "2026-06-20T00:00:00Z", (0, 1)),
+        (Land((3,)), "2026-06-20T00:00:00Z", (0, 1)),  # a login: the buyer was there too
+        (EraseRows((3,)), "2026-06-01T12:00:00Z", (0, 0)),
+    )
+    world.start()
+    landing = Landing(rows)
+    for number, (action, moment, expected) in enumerate(story):
+        step = Step(datetime.fromisoformat(moment), (action,), in_one_transaction=False, parses_user_agents=True)
+        world.take(step, landing)
+        world.assert_equals_a_full_refresh(number, step)
+        found = world.connection.execute(
+            "select count(*) filter (where closed_at is null), count(closed_at) from audience.device_network_alerts"
+        ).fetchone()
+        assert found == expected, (number, moment)

@@ -5,7 +5,7 @@
     unique_key=['org_id', 'event_date', 'device_type', 'network_type'],
     changes=['org_id'],
     checks={
-        'it_is_worse': "purchase_rate < reference_purchase_rate and p_value <= adjusted_p_value",
+        'it_is_worse': "purchase_rate <= reference_purchase_rate and p_value <= adjusted_p_value",
     },
 ) }}
 {% call scope('org_id, event_date') %}
@@ -79,6 +79,6 @@ final as (
             and purchase_rate <= (1 - {{ var('alert_min_relative_drop') }}) * reference_purchase_rate as is_significant,
         event_date
     from corrected
-    where chance <= {{ var('alert_stays_open_p_value') }}
+    where purchase_rate < reference_purchase_rate and chance <= {{ var('alert_stays_open_p_value') }}
 )
 select * from final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,10 +21,12 @@ from orchestration import database
 from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.sample import write_sample
+from orchestration.settings import project_dir
 from tests import states
 
 END = date(2026, 6, 30)
 AS_OF = "2026-07-01T12:00:00+00:00"
+PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
 
 
 @dataclass
@@ -68,6 +71,18 @@ def ask(connection: psycopg.Connection, function: str, *arguments: Any, **named:
     with connection.cursor(row_factory=dict_row) as cursor:
         query = f"select * from audience.{function}({', '.join(marks)})"
         return cursor.execute(query, named or arguments).fetchall()
+
+
+def copy_of_project(folder: Path) -> Path:
+    """The dbt project, to be changed or written into."""
+    for part in PROJECT_PARTS:
+        source, copy = project_dir() / part, folder / part
+        if source.is_dir():
+            shutil.copytree(source, copy)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, copy)
+    return folder
 
 
 class Questions(Project):

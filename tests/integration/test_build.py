@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from orchestration import database, dbt
 from orchestration.build import BuildReport, build, build_lock
 from orchestration.errors import UserError
 from orchestration.load import load_files
-from orchestration.settings import project_dir
-from tests.projects import AS_OF, Project, audience, shuffled_sample
+from tests.projects import AS_OF, Project, audience, copy_of_project, shuffled_sample
 
-PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
 # Builds before the last: what is ahead of their moment waits, and days pass between them.
 EARLIER = ("2026-05-10T09:00:00+00:00", "2026-06-26T02:00:00+00:00")
 
@@ -48,14 +45,7 @@ def unchanged(row: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    folder = tmp_path_factory.mktemp("build") / "project"
-    for part in PROJECT_PARTS:
-        source, copy = project_dir() / part, folder / part
-        if source.is_dir():
-            shutil.copytree(source, copy)
-        else:
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
+    folder = copy_of_project(tmp_path_factory.mktemp("build") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIENCE_PROJECT", str(folder))
         patch.setenv("DBT_TARGET_PATH", str(folder / "target"))

@@ -150,6 +150,14 @@ def test_every_function_is_in_the_documentation():
     assert not {file.stem for file in FUNCTIONS if f"`{file.stem}(" not in text}
 
 
+def test_every_metric_is_in_the_documentation():
+    declared = yaml.safe_load((PROJECT / "models/marts/_semantic_models.yml").read_text())["metrics"]
+    text = (PROJECT / "docs/metrics.md").read_text()
+    assert {f"| `{metric['name']}` | {metric['description']} |" for metric in declared} == set(
+        re.findall(r"^\| `\w+` \| .+ \|$", text.split("## In a metrics layer")[1], re.M)
+    )
+
+
 def test_every_variable_is_used_and_every_used_one_is_declared():
     declared = set(yaml.safe_load((PROJECT / "dbt_project.yml").read_text())["vars"])
     texts = [file for folder in ("macros", "models", "functions", "tests/dbt") for file in sql_files(folder)]

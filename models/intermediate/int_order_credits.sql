@@ -40,7 +40,6 @@ with orders as (
 own_sessions as (
     select org_id, visitor_id, session_id, event_date, has_touch, session_started_at
     from {{ ref('int_visits') }}
-    where (org_id, visitor_id) in (select org_id, visitor_id from orders)
 ),
 touches as (
     select

@@ -523,7 +523,10 @@ def test_a_build_whose_connection_is_cut_is_red_and_the_next_completes_it(night)
     night.land()
     before = night.content()
     with held("int_orders") as hold:
-        build = Audience("--select", "int_orders+ int_events_enriched int_devices int_visits")
+        build = Audience(
+            "--select",
+            "int_orders+ int_repeated_deliveries int_consent_events int_events_enriched int_devices int_visits",
+        )
         assert hold.wait(build.running) == {"int_orders"}
         cut = night.connection.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity where %s = any(pg_blocking_pids(pid))",

@@ -58,7 +58,7 @@ begin
     end if;
     return new;
 end $$;
-create trigger fill before insert on {} for each row execute function fault.fill();
+create trigger fill before insert or update on {} for each row execute function fault.fill();
 """
 READ_MARTS = (
     "select count(*), sum(net_revenue_amount), sum(sessions_count) from audience.audience_overview_daily",

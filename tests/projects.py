@@ -65,17 +65,6 @@ class Project:
         assert not differing, "\n".join(differing)
 
 
-def ask(connection: psycopg.Connection, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-    """The rows of a query function."""
-    marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
-    if named:
-        marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
-        named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
-    with connection.cursor(row_factory=dict_row) as cursor:
-        query = f"select * from audience.{function}({', '.join(marks)})"
-        return cursor.execute(query, named or arguments).fetchall()
-
-
 def copy_of_project(folder: Path) -> Path:
     """The dbt project, to be changed or written into."""
     for part in PROJECT_PARTS:
@@ -92,7 +81,14 @@ class Questions(Project):
     """A project whose query functions are asked."""
 
     def ask(self, function: str, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
-        return ask(self.connection, function, *arguments, **named)
+        """The rows of a query function."""
+        marks = [*["%s"] * len(arguments), *[f"{name} => %({name})s" for name in named]]
+        if named:
+            marks = [f"%(a{number})s" for number in range(len(arguments))] + marks[len(arguments) :]
+            named |= {f"a{number}": argument for number, argument in enumerate(arguments)}
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            query = f"select * from audience.{function}({', '.join(marks)})"
+            return cursor.execute(query, named or arguments).fetchall()
 
 
 def questions_of_sample(connection: psycopg.Connection, folder: Path, events: int) -> Questions:
@@ -105,20 +101,25 @@ def questions_of_sample(connection: psycopg.Connection, folder: Path, events: in
     return Questions(connection)
 
 
+def landed_sample(connection: psycopg.Connection, folder: Path, events: int, seed: int) -> list[str]:
+    """The sample's rows as they landed, as JSON; the landing tables are empty again."""
+    load_files([file.path for file in write_sample(folder / "sample", events=events, seed=seed, end=END)])
+    ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
+    rows = connection.execute(f"select (to_jsonb(events) - {ours})::text from analytics.events order by landing_id")
+    found = [row for (row,) in rows]
+    for table in ("events", "events_removed", "user_agents"):
+        connection.execute(f"truncate analytics.{table}")
+    return found
+
+
 def shuffled_sample(folder: Path, events: int = 3_000, files: int = 3) -> list[Path]:
     """The sample's rows dealt to files, so that every session, order and login arrives in pieces."""
-    load_files([file.path for file in write_sample(folder / "sample", events=events, seed=11, end=END)])
-    ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
     with database.connect(autocommit=True) as connection:
-        rows = connection.execute(
-            f"select (to_jsonb(events) - {ours})::text from analytics.events order by landing_id"
-        ).fetchall()
-        for table in ("events", "events_removed", "user_agents"):
-            connection.execute(f"truncate analytics.{table}")
+        rows = landed_sample(connection, folder, events, seed=11)
     random.Random(11).shuffle(rows)
     paths = [folder / f"batch_{number}.ndjson" for number in range(files)]
     for number, path in enumerate(paths):
-        path.write_text("".join(f"{row}\n" for (row,) in rows[number::files]))
+        path.write_text("".join(f"{row}\n" for row in rows[number::files]))
     return paths
 
 

@@ -224,14 +224,6 @@ select '{{ name }}:' || md5(pg_get_viewdef('"{{ schema }}"."{{ name }}"'::regcla
 with known as (
     select * from {{ state_schema() }}.model_state where model = '{{ this.identifier }}'
 ),
-limits (input, landed_before) as (
-    {%- for table in landings %}
-    {{ 'union all ' if not loop.first }}select '{{ table }}', least(pg_snapshot_xmin(pg_current_snapshot()), min(cast(positions ->> '{{ table }}' as xid8)))
-    from {{ state_schema() }}.model_state where model in ('{{ upstream | join("', '") }}')
-    {%- else %}
-    select null, null::xid8
-    {%- endfor %}
-),
 inputs (input, pending, next_position, is_reset) as (
     select null::text, {{ 'false' if feeds or landings else 'true' }}, null::bigint, false
     {%- for name, schema in feeds %}
@@ -244,9 +236,12 @@ inputs (input, pending, next_position, is_reset) as (
     union all
     select '{{ table }}', exists (
         select from {{ table }}
-        where landed_xid >= cast(coalesce((select positions ->> '{{ table }}' from known), '0') as xid8)
-            and landed_xid < (select landed_before from limits where input = '{{ table }}')
-    ), (select cast(cast(landed_before as text) as bigint) from limits where input = '{{ table }}'), false
+        where landed_xid >= cast(coalesce((select positions ->> '{{ table }}' from known), '0') as xid8) and landed_xid < landed_before
+    ), cast(cast(landed_before as text) as bigint), false
+    from (
+        select least(pg_snapshot_xmin(pg_current_snapshot()), min(cast(positions ->> '{{ table }}' as xid8))) as landed_before
+        from {{ state_schema() }}.model_state where model in ('{{ upstream | join("', '") }}')
+    ) as limits
     {%- endfor %}
 )
 select cast(jsonb_build_object(

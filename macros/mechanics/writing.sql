@@ -98,16 +98,19 @@ select stored.* from {{ relation }} as stored
 {%- set keys = config.require('unique_key') -%}
 {%- set sums = adapter.get_columns_in_relation(relation) | map(attribute='name') | reject('in', keys) | list -%}
 {%- do keep_nonzero_sums(plan, keys + sums) -%}
+{%- set kept = config.get('changes') -%}
 {% call statement('write') %}
+    {%- if kept %}
     create temporary table added on commit drop as {{ plan.sql }};
+    {%- endif %}
     merge into {{ relation }} as old
-    using added as new
+    using {{ 'added' if kept else '(' ~ plan.sql ~ ')' }} as new
     on {% for key in keys %}old.{{ key }} = new.{{ key }}{{ ' and ' if not loop.last }}{% endfor %}
     when matched and {% for sum in sums %}old.{{ sum }} + new.{{ sum }} = 0{{ ' and ' if not loop.last }}{% endfor %} then delete
     when matched then update set {% for sum in sums %}{{ sum }} = old.{{ sum }} + new.{{ sum }}{{ ', ' if not loop.last }}{% endfor %}
     when not matched then insert ({{ (keys + sums) | join(', ') }}) values (new.{{ (keys + sums) | join(', new.') }});
 {% endcall %}
-{%- if config.get('changes') -%}
+{%- if kept -%}
 {% call statement('keep') %}
     with touched_sums as (
         select * from added

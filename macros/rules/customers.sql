@@ -38,13 +38,6 @@ select
 {%- endmacro %}
 
 
-{# Inside scope(): visitors with changed visits or orders. #}
-{% macro changed_customers() %}
-select org_id, visitor_id from {{ changes('int_visits') }} as visits
-union all
-select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
-{% endmacro %}
-
 {# Inside scope(), a condition on `visits`: near the days on which a limit of days passed. Read by an index. #}
 {% macro visited_days_ago(days) -%}
 visits.event_date between cast(least({{ previous_as_of() }}, {{ as_of() }}) as date) - {{ days }} - 1

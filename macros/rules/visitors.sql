@@ -8,3 +8,11 @@ coalesce({{ event }}.user_id, {{ device }}.user_id, {{ event }}.anonymous_id)
 {% macro last_known(column, condition) -%}
 (array_agg({{ column }} order by occurred_at, event_id) filter (where {{ condition }}))[cardinality(array_agg({{ column }} order by occurred_at, event_id) filter (where {{ condition }}))]
 {%- endmacro %}
+
+
+{# Inside scope(): visitors with changed visits or orders. #}
+{% macro changed_visitors() %}
+select org_id, visitor_id from {{ changes('int_visits') }} as visits
+union all
+select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
+{% endmacro %}

@@ -4,9 +4,7 @@
     changes=['org_id', 'cohort_week', 'week_number', 'has_repurchased', 'is_last_return', 'is_last_repurchase'],
 ) }}
 {% call scope('org_id, visitor_id') %}
-select org_id, visitor_id from {{ changes('int_visits') }} as visits
-union all
-select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
+{{ changed_visitors() }}
 {% endcall %}
 with orgs as (
     select * from {{ ref('orgs') }}

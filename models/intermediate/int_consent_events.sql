@@ -4,12 +4,11 @@
     changes=['org_id', 'anonymous_id', 'user_id', 'occurred_at'],
 ) }}
 {% call scope('org_id, event_id') %}
-select org_id, event_id from ({{ landed_events() }}) as landed where event_type is null or {{ is_consent('event_type') }}
-union all
--- another delivery of the event, of whatever type, may count in place of the statement
-select statements.org_id, statements.event_id
-from {{ this }} as statements
-where (statements.org_id, statements.event_id) in (select org_id, event_id from ({{ landed_events() }}) as landed)
+select landed.org_id, landed.event_id
+from ({{ landed_events() }}) as landed
+left join {{ this }} as statements on statements.org_id = landed.org_id and statements.event_id = landed.event_id
+-- another delivery of a statement, of whatever type, may count in its place
+where landed.event_type is null or {{ is_consent('landed.event_type') }} or statements.event_id is not null
 {% endcall %}
 with deliveries as not materialized (
     select * from {{ ref('stg_events') }}

@@ -10,9 +10,7 @@
         'previous_network_visit_date', 'previous_network_ticket_cta_date', 'previous_network_checkout_date', 'previous_network_purchase_date'],
 ) }}
 {% call scope('org_id, visitor_id') %}
-select org_id, visitor_id from {{ changes('int_visits') }} as visits
-union all
-select org_id, visitor_id from {{ changes('int_orders') }} as orders where visitor_id is not null
+{{ changed_visitors() }}
 {% endcall %}
 with visits as (
     select

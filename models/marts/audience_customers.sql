@@ -11,7 +11,7 @@
     },
 ) }}
 {% call scope('org_id, visitor_id') %}
-{{ changed_customers() }}
+{{ changed_visitors() }}
 union all
 {{ customers_with_changed_consent() }}
 union all

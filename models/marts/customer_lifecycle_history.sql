@@ -27,7 +27,7 @@ where (customers.lifecycle_stage is distinct from current_stages.lifecycle_stage
     and (select as_of = {{ as_of() }} from {{ state_schema() }}.model_state where model = 'audience_customers')
 {% endcall %}
 {% call scope('org_id, visitor_id') %}
-{{ changed_customers() }}
+{{ changed_visitors() }}
 union all
 {{ customers_not_seen_for(var('at_risk_after_days')) }}
 union all

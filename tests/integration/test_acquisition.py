@@ -6,6 +6,7 @@ With AUDIENCE_TEST_DATA the same is asked of real events.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -25,10 +26,9 @@ from psycopg.rows import namedtuple_row
 from orchestration import database, dbt
 from orchestration.build import build
 from orchestration.load import load_files
-from orchestration.sample import write_sample
 from orchestration.verify import verify
 from tests.histories import PLACES
-from tests.projects import AS_OF, END, ask
+from tests.projects import AS_OF, END, Questions, landed_sample
 from tests.readings import MOMENT, ORGS, crowd, rate, sessions_of, write
 
 FUNCTION = "get_audience_acquisition"
@@ -81,11 +81,7 @@ def connection(module_database: str, tmp_path_factory: pytest.TempPathFactory) -
     """The sample, a crowd and journeys, shuffled into two batches with a build after each."""
     folder = tmp_path_factory.mktemp("acquisition")
     with database.connect(autocommit=True) as opened:
-        load_files([file.path for file in write_sample(folder / "sample", events=6_000, seed=7, end=END)])
-        ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
-        rows = [row for (row,) in opened.execute(f"select to_jsonb(events) - {ours} from analytics.events")]
-        for table in ("events", "events_removed", "user_agents"):
-            opened.execute(f"truncate analytics.{table}")
+        rows = [json.loads(row) for row in landed_sample(opened, folder, events=6_000, seed=7)]
         rows = [row for row in rows if row["event_id"]] + crowd(5) + journeys(3)
         random.Random(1).shuffle(rows)
         for number, moment in enumerate(((MOMENT - timedelta(days=3)).isoformat(), AS_OF)):
@@ -326,7 +322,7 @@ def assert_answers(connection: psycopg.Connection, orgs: dict[str, Org], draws: 
         if draw.random() < 0.15:
             first, last = begin, end
         expected = org.rows(first, last, attribution)
-        given = ask(connection, FUNCTION, org.name, first, last, attribution)
+        given = Questions(connection).ask(FUNCTION, org.name, first, last, attribution)
         question = (number, org.name, first, last, attribution)
         assert given == sorted(
             given,
@@ -394,7 +390,7 @@ def test_credit_of_every_day_is_its_net_revenue(connection, orgs):
     for org in orgs.values():
         total = sum(order.net for order in org.orders)
         for attribution in ATTRIBUTIONS:
-            rows = ask(connection, FUNCTION, org.name, org.days[0], org.days[-1], attribution)
+            rows = Questions(connection).ask(FUNCTION, org.name, org.days[0], org.days[-1], attribution)
             assert sum(row["net_revenue_amount"] for row in rows) == total
             assert sum(row["orders_count"] for row in rows) == sum(order.number for order in org.orders)
 
@@ -425,8 +421,9 @@ def test_new_visitors_and_their_revenue_are_those_of_the_customers(connection):
 
 def test_the_attribution_may_be_left_out(connection):
     whole = ("north_hall", date(2026, 1, 1), END)
-    assert ask(connection, FUNCTION, *whole) == ask(connection, FUNCTION, *whole, p_attribution="last_non_direct")
-    assert ask(connection, FUNCTION, *whole) != ask(connection, FUNCTION, *whole, p_attribution="last_touch")
+    ask = Questions(connection).ask
+    assert ask(FUNCTION, *whole) == ask(FUNCTION, *whole, p_attribution="last_non_direct")
+    assert ask(FUNCTION, *whole) != ask(FUNCTION, *whole, p_attribution="last_touch")
 
 
 # The rules by themselves, of columns a, b, c and d: what each gives for some rows of them
@@ -490,7 +487,7 @@ REFUSED = [
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=lambda part: str(part)[:40])
 def test_what_cannot_be_answered_is_refused_with_a_sentence(connection, arguments, sentence):
     with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
-        ask(connection, FUNCTION, *arguments)
+        Questions(connection).ask(FUNCTION, *arguments)
     assert sentence in refused.value.diag.message_primary
 
 

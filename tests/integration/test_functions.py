@@ -5,6 +5,7 @@ The expected answers are made in Python from `enriched_events`, one row per even
 
 from __future__ import annotations
 
+import json
 import random
 from bisect import bisect_right
 from collections import defaultdict
@@ -21,8 +22,7 @@ import pytest
 from orchestration import database, dbt
 from orchestration.build import build
 from orchestration.load import load_files
-from orchestration.sample import write_sample
-from tests.projects import AS_OF, END, Questions
+from tests.projects import AS_OF, END, Questions, landed_sample
 from tests.readings import MOMENT, ORGS, crowd, events_of_people, orders_of, rate, rounded, sessions_of, write
 
 BUILT_FOR = MOMENT - timedelta(hours=44)  # what is received later lands after the first build
@@ -78,11 +78,7 @@ def answers(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("functions")
     with database.connect(autocommit=True) as connection:
         project = Answers(connection)
-        load_files([file.path for file in write_sample(folder / "sample", events=5_000, seed=7, end=END)])
-        ours = "'landing_id' - 'landed_xid' - 'rejection_reason'"
-        rows = [row for (row,) in connection.execute(f"select to_jsonb(events) - {ours} from analytics.events")]
-        for table in ("events", "events_removed", "user_agents"):
-            connection.execute(f"truncate analytics.{table}")
+        rows = [json.loads(row) for row in landed_sample(connection, folder, events=5_000, seed=7)]
         rows = [row for row in rows if row["event_id"]] + crowd(5) + stragglers()
         random.Random(1).shuffle(rows)
         late = [row for row in rows if datetime.fromisoformat(row["received_at"]) > BUILT_FOR]

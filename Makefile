@@ -19,7 +19,7 @@ demo: setup
 	@$(BIN)/audience demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 build: setup
 	@$(BIN)/audience build

@@ -31,6 +31,8 @@ SETTINGS = {
     "max_parallel_workers_per_gather": "1",
     "max_parallel_workers": "2",
     "random_page_cost": "1.1",
+    # what a build has touched, with all columns, stays in memory until it is written
+    "temp_buffers": "64MB",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -73,8 +75,8 @@ def data_folder() -> Path:
 
 
 def memory_settings(memory: int) -> dict[str, str]:
-    """An eighth of the memory (bytes), from 256 MB to 4 GB, for pages, the system caches some more; and what a sort gets."""
-    shared = min(max(memory // 8, 256 * MEGABYTE), 4096 * MEGABYTE)
+    """A quarter of the memory (bytes), from 256 MB to 8 GB, for pages: a system may give back what it cached; and what a sort gets."""
+    shared = min(max(memory // 4, 256 * MEGABYTE), 8192 * MEGABYTE)
     return {
         "shared_buffers": f"{shared // MEGABYTE}MB",
         "effective_cache_size": f"{max(memory // 2, shared) // MEGABYTE}MB",

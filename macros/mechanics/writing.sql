@@ -27,6 +27,7 @@
 {% endcall %}
 {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
 {%- set keys = config.require('unique_key') -%}
+{%- set kept = columns if config.get('changes') == '*' else config.get('changes') or keys -%}
 {% call statement('write', fetch_result=True) %}
     create temporary table written (weight int, row_count bigint) on commit drop;
     create temporary table outdated on commit drop as
@@ -52,12 +53,12 @@
         where not exists (select from {{ relation }} as old where {{ same_key('new', 'old') }})
         -- in the order of the key, so that neighbours in its index are written one after the other
         order by {{ keys | join(', ') }}
-        returning *
+        returning {{ kept | join(', ') }}
     ),
     added as (
         select * from inserted
         union all
-        select {{ 'new.' ~ columns | join(', new.') }} from outdated join rebuilt as new on {{ same_key('new', 'outdated') }} where outdated.is_replaced
+        select {{ 'new.' ~ kept | join(', new.') }} from outdated join rebuilt as new on {{ same_key('new', 'outdated') }} where outdated.is_replaced
     ){{ keep_changes(relation, 'added', 1) }}
     insert into written select 1, count(*) from added;
 
@@ -145,12 +146,13 @@ select stored.* from {{ relation }} as stored
 {%- set kept = config.get('changes') -%}
 {%- if kept %},
     kept as (
-        {%- if kept == '*' %}
-        {%- set names = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | join(', ') %}
-        insert into {{ changes_of(relation) }} ({{ names }}, weight) select {{ names }}, {{ weight }} from {{ rows }}
+        {%- set names = adapter.get_columns_in_relation(relation) | map(attribute="quoted") | list if kept == '*' else kept %}
+        {%- set has_key = kept == '*' or not config.require('unique_key') | reject('in', kept) | list %}
+        insert into {{ changes_of(relation) }} ({{ names | join(', ') }}, weight)
+        {%- if has_key %}
+        select {{ names | join(', ') }}, {{ weight }} from {{ rows }}
         {%- else %}
-        insert into {{ changes_of(relation) }} ({{ kept | join(', ') }}, weight)
-        select {{ kept | join(', ') }}, {{ weight }} * count(*) from {{ rows }} group by {{ kept | join(', ') }}
+        select {{ names | join(', ') }}, {{ weight }} * count(*) from {{ rows }} group by {{ names | join(', ') }}
         {%- endif %}
     )
 {%- endif -%}

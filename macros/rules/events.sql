@@ -80,12 +80,21 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 
-{# Hosts that a sample of the landing table shows, and whether a rule of internal_traffic matches each: most events are
-   spared the match, which is as dear as all else together. What the sample misses is matched itself. #}
+{# Hosts that the last pages of the landing table show, and whether a rule of internal_traffic matches each: most events
+   are spared the match, which is as dear as all else together. What these pages miss is matched itself. #}
 {% macro common_hosts_lookup() -%}
 (
         select coalesce(jsonb_object_agg(hosts.host, hosts.host ~* rules.pattern) filter (where hosts.host is not null), '{}') as common_hosts
-        from (select distinct {{ url_host('url') }} as host from {{ var('landing_schema') }}.events tablesample system (0.1)) as hosts
+        from (
+            select distinct {{ url_host('url') }} as host
+            from {{ var('landing_schema') }}.events
+            where ctid = any(array(
+                select cast(format('(%s,%s)', page, line) as tid)
+                from (select pg_relation_size('{{ var('landing_schema') }}.events') / cast(current_setting('block_size') as integer) as pages) as size
+                cross join generate_series(greatest(0, pages - 500), pages - 1) as page
+                cross join generate_series(1, 8) as line
+            ))
+        ) as hosts
         cross join (select string_agg(pattern, '|') as pattern from {{ ref('internal_traffic') }} where field = 'host') as rules
     ) as common_hosts_lookup
 {%- endmacro %}

@@ -6,7 +6,7 @@
     indexes=[
         {'columns': ['device_id', 'occurred_at'], 'where': 'device_id is not null'},
         {'columns': ['device_id'], 'where': 'order_reference is not null'},
-        {'columns': ['occurred_at'], 'type': 'brin', 'options': 'pages_per_range = 32, autosummarize = on'},
+        {'columns': ['occurred_at']},
         {'columns': ['org_id', 'received_date']},
         {'columns': ['org_id', 'event_date'], 'where': 'device_id is null'},
         {'columns': ['org_id', 'order_reference'], 'where': 'order_reference is not null'},

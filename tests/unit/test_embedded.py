@@ -11,9 +11,9 @@ GIGABYTE = 1024 * MEGABYTE
     ("memory", "shared", "cached", "sorted_in"),
     [
         (1 * GIGABYTE, "256MB", "512MB", "16MB"),
-        (8 * GIGABYTE, "1024MB", "4096MB", "64MB"),
-        (24 * GIGABYTE, "3072MB", "12288MB", "192MB"),
-        (256 * GIGABYTE, "4096MB", "131072MB", "256MB"),
+        (8 * GIGABYTE, "2048MB", "4096MB", "64MB"),
+        (24 * GIGABYTE, "6144MB", "12288MB", "192MB"),
+        (256 * GIGABYTE, "8192MB", "131072MB", "256MB"),
     ],
 )
 def test_memory_follows_the_machine(memory, shared, cached, sorted_in):

@@ -42,6 +42,8 @@ begin
         select visitor_id
         from {{ ref('audience_customers') }}
         where org_id = p_org and last_seen_at > v_since
+            -- who has done nothing after the last order is no lead, until something lands
+            and coalesce(last_order_at < last_seen_at, true)
             -- a slow network may be forgotten since: its points come back
             and propensity_score = any(array(select generate_series(p_min_score - abs(slow_network), {{ var('propensity_max_score') }}) from weights))
         union

@@ -39,3 +39,5 @@ final as (
     join channels using (org_id, source, medium, campaign)
 )
 select * from final
+-- what is read together lies together
+order by event_date, org_id

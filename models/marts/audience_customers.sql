@@ -2,6 +2,7 @@
 {{ config(
     unique_key=['org_id', 'visitor_id'],
     fillfactor=85,
+    indexes=[{'columns': ['org_id', 'last_seen_at']}],
     checks={
         'known_lifecycle_stage': "lifecycle_stage in ('churned', 'at_risk', 'champion', 'repeat_buyer', 'customer', 'prospect')",
         'known_propensity_band': "propensity_band is not null and propensity_band in ('contact_now', 'retarget', 'nurture', 'awareness')",

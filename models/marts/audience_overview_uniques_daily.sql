@@ -16,3 +16,5 @@ from {{ delta('int_visitor_days') }} as days
 {{ unique_activities('days') }}
 where activities.previous_date is not null
 group by days.org_id, activities.activity, activities.previous_date, days.event_date
+-- what is read together lies together
+order by days.event_date, days.org_id

@@ -68,3 +68,5 @@ final as (
     group by org_id, device_type, os, browser, network_type, event_date
 )
 select * from final
+-- what is read together lies together
+order by event_date, org_id

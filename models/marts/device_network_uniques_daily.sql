@@ -19,3 +19,5 @@ from {{ delta('int_visitor_days') }} as days
 {{ unique_activities('days', 'device_') }}
 where activities.previous_date is not null
 group by days.org_id, days.device_type, days.os, days.browser, days.network_type, activities.activity, activities.previous_date, days.event_date
+-- what is read together lies together
+order by days.event_date, days.org_id

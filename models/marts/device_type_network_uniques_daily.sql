@@ -4,7 +4,7 @@
 {{ config(
     unique_key=['org_id', 'previous_date', 'event_date', 'device_type', 'network_type', 'activity'],
     add=true,
-    indexes=[{'columns': ['org_id', 'event_date']}],
+    indexes=[{'columns': ['org_id', 'event_date', 'previous_date']}],
     checks=checks_of_uniques(),
 ) }}
 select
@@ -19,3 +19,5 @@ from {{ delta('int_visitor_days') }} as days
 {{ unique_activities('days', 'network_') }}
 where activities.previous_date is not null
 group by days.org_id, days.device_type, days.network_type, activities.activity, activities.previous_date, days.event_date
+-- what is read together lies together
+order by days.event_date, days.org_id

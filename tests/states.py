@@ -17,8 +17,9 @@ from orchestration.settings import project_dir
 
 # Before any event.
 FIRST = "1990-01-01T00:00:00+00:00"
-# Thresholds that a few people meet: at those of the project alerts would be tested with empty tables.
+# Thresholds that a few people meet: at those of the project alerts would be tested with empty tables, and no path cut.
 VARIABLES = {
+    "path_max_steps": 2,
     "alert_min_visitors": 1, "alert_min_expected_buyers": 0, "alert_stays_open_p_value": 0.6, "alert_looks_per_week": 1,
     "alert_max_false_per_week": 0.5, "alert_min_relative_drop": 0, "alert_clear_days": 2, "alert_window_days": 14,
 }  # fmt: skip

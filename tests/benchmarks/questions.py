@@ -10,13 +10,15 @@ import psycopg
 
 CALLS = 50
 RANGE = timedelta(days=30)
-RANGED = ("get_audience_overview", "get_audience_acquisition", "get_audience_device_network")
+RANGED = ("get_audience_overview", "get_audience_acquisition", "get_audience_device_network", "get_audience_paths")
 FUNCTIONS = {
     **{name: f"select * from audience.{name}(%(org)s, %(first)s, %(last)s)" for name in RANGED},
     "get_audience_cohorts": "select * from audience.get_audience_cohorts(%(org)s, 12)",
     "get_high_intent_visitors": "select * from audience.get_high_intent_visitors(%(org)s, p_as_of => %(moment)s)",
 }
-MARTS = ("audience_overview_daily", "audience_by_channel_daily", "device_network_daily", "audience_acquisition_daily")
+MARTS = (
+    "audience_overview_daily", "audience_by_channel_daily", "device_network_daily", "audience_acquisition_daily", "audience_paths",
+)  # fmt: skip
 READS = {
     mart: f"select * from audience.{mart} where org_id = %(org)s and event_date between %(first)s and %(last)s"
     for mart in MARTS

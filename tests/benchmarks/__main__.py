@@ -65,7 +65,7 @@ class Line:
 
 
 def where_it_went(step: str) -> list[Line]:
-    """The parts of a build's wall seconds; seeds, models and tests are sums over nodes, two at a time."""
+    """The parts of a build's wall seconds; seeds, models and tests are sums over nodes."""
     names = ("before first node", "seeds", "models", "tests", "after last node")
     lines = [Line(f"  {name}, s", lambda f, _, name=name: f[step][name]) for name in names]
     lines.append(Line("  SQL, s", lambda f, _: f[step]["sql"]))

@@ -142,7 +142,7 @@ def _build(as_of: datetime | None) -> dict:
 
 
 def _seconds(report: BuildReport, kind: str) -> float:
-    """Of all nodes of a kind, added up: two run at a time."""
+    """Of all nodes of a kind, added up."""
     return sum(node.seconds for node in report.nodes if node.kind == kind)
 
 

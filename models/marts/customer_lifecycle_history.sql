@@ -2,6 +2,7 @@
 -- A function of the visits, the orders and as_of, not of when a run happened to look.
 {{ config(
     unique_key=['org_id', 'visitor_id', 'entered_at'],
+    changes=['org_id', 'lifecycle_stage', 'previous_stage', 'entered_date'],
     fillfactor=90,
     indexes=[{'columns': ['entered_at', 'org_id']}],
     checks={
@@ -108,13 +109,15 @@ entries as (
 ),
 final as (
     select
-        org_id,
+        entries.org_id,
         visitor_id,
         lifecycle_stage,
         previous_stage,
+        {{ local_date('moment', 'orgs.time_zone') }} as entered_date,
         moment as entered_at,
-        lead(moment) over (partition by visitor_id, org_id order by moment) as left_at
+        lead(moment) over (partition by visitor_id, entries.org_id order by moment) as left_at
     from entries
+    left join {{ ref('orgs') }} as orgs on orgs.org_id = entries.org_id
     where lifecycle_stage is distinct from previous_stage
 )
 -- in the order of time, so that what is left on the same day lies together

@@ -18,6 +18,7 @@ FUNCTIONS = {
 }
 MARTS = (
     "audience_overview_daily", "audience_by_channel_daily", "device_network_daily", "audience_acquisition_daily", "audience_paths",
+    "lifecycle_transitions",
 )  # fmt: skip
 READS = {
     mart: f"select * from audience.{mart} where org_id = %(org)s and event_date between %(first)s and %(last)s"

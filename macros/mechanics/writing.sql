@@ -63,10 +63,13 @@
     insert into written select 1, count(*) from added;
 
     {% if plan.full %}analyze {{ relation }};{% endif %}
-    select sum(row_count) from written;
+    select sum(row_count), sum(row_count) > (select reltuples / 10 from pg_class where oid = '{{ relation }}'::regclass) from written;
 {% endcall %}
+{%- set changed, is_other_table = load_result('write').data[0] -%}
+{#- Whoever reads it in this build plans by what is known of the table: of a new org nothing would be. -#}
+{%- if is_other_table and not plan.full -%}{% call statement('analyze') %}analyze {{ relation }}{% endcall %}{%- endif -%}
 {%- if is_keyless -%}{%- do add_key(relation) -%}{%- endif -%}
-{{ return(load_result('write').data[0][0] | int) }}
+{{ return(changed | int) }}
 {% endmacro %}
 
 

@@ -24,6 +24,7 @@ IN_SCOPE = re.compile(r"true /\* in scope (\(.*?\)) \*/")
 IN_SCOPE_DAYS = re.compile(r"true /\* in scope days \((.*?)\) \S+ \*/")
 CHANGES = re.compile(r"@changes (\S+) (\S+)@")
 LANDED = re.compile(r"@landed ([^@]+)@")
+THEN_AND_NOW = re.compile(r"/\* then and now (\S+) (\S+) ")
 DELTA = re.compile(r"\(select \*, 1 as weight from \S+\) /\* delta (\S+) (\S+) \*/")
 
 
@@ -62,20 +63,21 @@ class Model:
 
     @property
     def key_columns(self) -> list[str]:
-        """By which its rows are touched: the keys of its scope, else its own."""
-        return self.scope_keys.split(", ") if self.scope_keys else self.unique_key
+        """By which its rows are touched: the keys of its scope, else its own. The keys of a sum's scope are of what it sums up."""
+        return self.scope_keys.split(", ") if self.scope_keys and not self.add else self.unique_key
 
     @property
     def feeds(self) -> set[tuple[str, str]]:
         """Name and schema of each model whose changes it consumes."""
-        return {*CHANGES.findall(self.sql), *DELTA.findall(self.sql)}
+        return {*CHANGES.findall(self.sql), *DELTA.findall(self.sql), *THEN_AND_NOW.findall(self.sql)}
 
     def reads(self, name: str, schema: str) -> bool:
         """Whether its definition names the other model."""
         return f'"{schema}"."{name}"' in self.sql and name != self.name
 
     def unconsumed(self) -> str | None:
-        """A query for the keys that the next build will touch; None when it recomputes the whole table anyway."""
+        """A query for the keys that the next build will touch, of a sum with a scope those of the scope; None when it
+        recomputes the whole table anyway."""
         found = SCOPE.search(self.sql)
         if found:
             changes = CHANGES.sub(lambda mark: self.window(*mark.groups()), self._at_its_moment(found.group(2)))

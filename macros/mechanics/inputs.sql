@@ -55,6 +55,15 @@ audit */
 {% macro delta(model_name) %}{% set relation = ref(model_name) %}{{ all_rows(relation.identifier, relation.schema) }}{% endmacro %}
 
 
+{# For sums (add=true) with a scope: a source in `from`, a model whose `changes` are '*', by columns as in in_scope(). In an
+   increment its rows of the touched keys, once as they are and once as the previous build saw them: what the model's SQL
+   gives of these is added, what it gives of those at the previous as_of is taken away. So the sums need not be linear in the rows. #}
+{% macro then_and_now(model_name, columns) -%}
+{%- set relation = ref(model_name) -%}
+{{ relation }} /* then and now {{ relation.identifier }} {{ relation.schema }} ({{ columns }}) */
+{%- endmacro %}
+
+
 {# The moment the answer is for: var as_of, else the start of the run. #}
 {% macro as_of() %}current_timestamp /* as of */{% endmacro %}
 

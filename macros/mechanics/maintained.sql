@@ -6,7 +6,8 @@
    Everything is touched on the first build, with --full-refresh, and when the rules changed: the compiled SQL,
    a seed, or a view that it reads. The same steps then apply, so readers never see a gap and only differences move.
    config: unique_key (columns, the primary key), changes (columns kept for downstream models; '*' for all),
-   add: true (rows are sums of delta() rows: an increment is added instead of recomputed; its changes are of its key),
+   add: true (rows are sums of delta() rows, or of then_and_now() rows of touched keys: an increment is added instead of
+   recomputed; its changes are of its key),
    indexes (columns, type, options, where), checks (what holds for every row, as constraints by name). #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
@@ -63,7 +64,7 @@
 
 
 {# Decides what this run recomputes.
-   Returns {mode, full, idle, sql, scope_keys, scope_since, positions, fingerprint, rules, audits}; makes the table `touched`. #}
+   Returns {mode, full, idle, sql, then_sql (sums that are taken away), scope_keys, scope_since, positions, fingerprint, rules, audits}; makes the table `touched`. #}
 {% macro maintained_plan(sql, fresh) %}
 {%- set re = modules.re -%}
 {%- set scopes = re.findall('/\* scope (.+?)\n(.*?)\nscope \*/', sql, re.S) -%}
@@ -71,7 +72,7 @@
 {%- set body = re.sub('/\* (scope|audit) .*?\n\\1 \*/', '', sql, flags=re.S) -%}
 {%- set header, scope_sql = scopes[0] if scopes else ('', '') -%}
 {%- set scope_keys, _, scope_since = header.partition(' since ') -%}
-{%- set feeds = (re.findall('@changes (\S+) (\S+)@', scope_sql) + re.findall('/\* delta (\S+) (\S+) \*/', body)) | unique | list -%}
+{%- set feeds = (re.findall('@changes (\S+) (\S+)@', scope_sql) + re.findall('/\* (?:delta|then and now) (\S+) (\S+) ', body)) | unique | list -%}
 {%- set landings = re.findall('@landed ([^@]+)@', scope_sql) | unique | list -%}
 
 {%- set rules = rule_versions() -%}
@@ -79,8 +80,8 @@
 {%- set state = maintained_state(feeds, landings) -%}
 {%- set known = state.model is not none and not fresh -%}
 {%- set full = not known or should_full_refresh() or state.model.fingerprint != fingerprint or state.reset -%}
-{%- if full and config.get('add') and feeds -%}
-    {#- A sum made anew reads all rows: what is committed between the look and the read would be added again later. -#}
+{%- if config.get('add') and feeds and (full or scope_keys) -%}
+    {#- A sum of rows, not of changes alone: what is committed between the look and the read would be added again later. -#}
     {% call statement('still') %}
         lock table {% for name, schema in feeds %}"{{ schema }}"."{{ name }}__changes"{{ ', ' if not loop.last }}{% endfor %} in share mode;
     {% endcall %}
@@ -89,7 +90,7 @@
 {%- set asks_time = '/* as of */' in sql or '@as of@' in sql -%}
 {%- set idle = not full and not state.pending and not (asks_time and state.model.as_of_moved) -%}
 {%- set plan = namespace(full=full, idle=idle, mode='FULL' if full else 'CHANGED', scope_keys=scope_keys, scope_since=scope_since, audits=audits,
-    positions=state.next, fingerprint=fingerprint, rules=rules, declared=state.model.declared if state.model else none, sql=at_this_moment(body)) -%}
+    positions=state.next, fingerprint=fingerprint, rules=rules, declared=state.model.declared if state.model else none, sql=at_this_moment(body), then_sql=none) -%}
 
 {%- if not full and not idle -%}
     {%- set ns = namespace(scope=at_this_moment(scope_sql, state.model.as_of)) -%}
@@ -102,7 +103,10 @@
         {%- set window = unconsumed_landings(table, state.model.positions.get(table, 0), state.next[table]) -%}
         {%- set ns.scope = ns.scope.replace('@landed ' ~ table ~ '@', window) -%}
     {%- endfor -%}
-    {%- if scope_keys -%}{%- do narrow_to_touched(plan, ns.scope) -%}{%- endif -%}
+    {%- if scope_keys -%}{%- do narrow_to_touched(plan, ns.scope, feeds) -%}{%- endif -%}
+    {%- if scope_keys and config.get('add') and not plan.full and not plan.idle -%}
+        {%- set plan.then_sql = as_the_previous_build_saw(at_this_moment(body, now=state.model.as_of), plan, feeds, state.model.positions) -%}
+    {%- endif -%}
 {%- endif -%}
 {{ return(plan) }}
 {% endmacro %}
@@ -110,13 +114,17 @@
 
 {# Puts the touched keys into the table `touched` and narrows the plan to them.
    A null key means that everything is touched. #}
-{% macro narrow_to_touched(plan, scope_sql) %}
+{% macro narrow_to_touched(plan, scope_sql, feeds) %}
 {% call statement('touched', fetch_result=True) %}
     create temporary table touched on commit drop as
     select {{ plan.scope_keys }}{{ ', min(since) as since' if plan.scope_since }} from ({{ scope_sql }}) as keys group by {{ plan.scope_keys }};
     analyze touched;
     select count(*) as keys, count(*) filter (where row({{ plan.scope_keys }}) is null or not row({{ plan.scope_keys }}) is not null) as nulls,
-        (select reltuples from pg_class where oid = '{{ this }}'::regclass) as rows
+        (select max(reltuples) from pg_class where oid in (
+            {%- if config.get('add') -%}
+                {%- for name, schema in feeds %}'"{{ schema }}"."{{ name }}"'::regclass{{ ', ' if not loop.last }}{% endfor -%}
+            {%- else -%}'{{ this }}'::regclass{%- endif -%}
+        )) as rows
     from touched;
 {% endcall %}
 {%- set keys, nulls, rows = load_result('touched').data[0] -%}
@@ -135,8 +143,36 @@
 {% endmacro %}
 
 
+{# A definition of sums with a scope, on the rows of its touched keys as they were: as they are, without what came since
+   and with what went. Keys of which the table has nothing from their `since` on have nothing to be taken away. #}
+{% macro as_the_previous_build_saw(sql, plan, feeds, positions) %}
+{%- set ns = namespace(sql=sql) -%}
+{%- for name, schema in feeds -%}
+    {%- set window = unconsumed_changes(name, schema, positions.get(name, 0), plan.positions[name]) -%}
+    {%- set columns = adapter.get_columns_in_relation(api.Relation.create(database=target.database, schema=schema, identifier=name)) | map(attribute='quoted') | join(', ') -%}
+    {%- set versions -%}
+        (select {{ columns }} from (
+            select {{ columns }}, 1 as weight from \1 where \2 in (select {{ plan.scope_keys }} from touched)
+            union all
+            select {{ columns }}, -weight from {{ window }} as changes where \2 in (select {{ plan.scope_keys }} from touched)
+        ) as versions group by {{ columns }} having sum(weight) > 0)
+    {%- endset -%}
+    {%- set ns.sql = modules.re.sub('(\S+) /\* then and now ' ~ name ~ ' ' ~ schema ~ ' (\(.*?\)) \*/', versions, ns.sql) -%}
+{%- endfor -%}
+{%- set sql = in_touched(ns.sql, plan.scope_keys) -%}
+{%- if not plan.scope_since -%}{{ return(sql) }}{%- endif -%}
+{%- set shared = plan.scope_keys.split(', ') | select('in', config.require('unique_key')) | list -%}
+{%- set stored -%}
+select from {{ this }} as stored
+where stored.{{ plan.scope_since }} >= touched.since{% for key in shared %} and stored.{{ key }} = touched.{{ key }}{% endfor %}
+{%- endset -%}
+{{ return('with touched as (select * from touched where exists (' ~ stored ~ ')) select * from (' ~ sql ~ ') as sums') }}
+{% endmacro %}
+
+
 {% macro in_touched(sql, keys) %}
 {%- set narrowed = modules.re.sub('true (?:/\*|@) in scope (\(.*?\)) (?:\*/|@)', '\\1 in (select ' ~ keys ~ ' from touched)', sql) -%}
+{%- set narrowed = modules.re.sub('(\S+) /\* then and now \S+ \S+ (\(.*?\)) \*/', '(select * from \\1 where \\2 in (select ' ~ keys ~ ' from touched))', narrowed) -%}
 {%- set narrowed = modules.re.sub('/\* since \((.*?)\) (\S+) \*/', 'join touched on (' ~ rows_of('touched', keys) ~ ') = (\\1) and \\2 >= touched.since', narrowed) -%}
 {{ return(modules.re.sub('true (?:/\*|@) in scope days \((.*?)\) (\S+) (?:\*/|@)', touched_days('\\1', '\\2'), narrowed)) }}
 {% endmacro %}
@@ -165,8 +201,8 @@
 (select * from {{ table }} where landed_xid >= cast('{{ since }}' as xid8) and landed_xid < cast('{{ before }}' as xid8))
 {%- endmacro %}
 
-{% macro at_this_moment(sql, previous=none) %}
-{%- set moment = "cast('" ~ as_of_text() ~ "' as timestamptz)" -%}
+{% macro at_this_moment(sql, previous=none, now=none) %}
+{%- set moment = "cast('" ~ (now or as_of_text()) ~ "' as timestamptz)" -%}
 {{ return(sql.replace('current_timestamp /* as of */', moment).replace('@as of@', moment).replace('@previous as of@', "cast('" ~ (previous or as_of_text()) ~ "' as timestamptz)")) }}
 {% endmacro %}
 

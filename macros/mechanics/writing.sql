@@ -101,6 +101,7 @@ select stored.* from {{ relation }} as stored
 {% macro maintained_add(relation, plan) %}
 {%- set keys = config.require('unique_key') -%}
 {%- set sums = adapter.get_columns_in_relation(relation) | map(attribute='name') | reject('in', keys) | list -%}
+{%- if plan.then_sql -%}{%- set plan.sql = now_less_then(plan, keys, sums) -%}{%- endif -%}
 {%- do keep_nonzero_sums(plan, keys + sums) -%}
 {%- set kept = config.get('changes') -%}
 {% call statement('write') %}
@@ -124,6 +125,17 @@ select stored.* from {{ relation }} as stored
 {%- endif -%}
 {{ return(load_result('write').response.rows_affected) }}
 {% endmacro %}
+
+
+{% macro now_less_then(plan, keys, sums) -%}
+select {{ keys | join(', ') }}{% for sum in sums %}, sum({{ sum }}) as {{ sum }}{% endfor %}
+from (
+    select {{ (keys + sums) | join(', ') }} from ({{ plan.sql }}) as now
+    union all
+    select {{ keys | join(', ') }}, -{{ sums | join(', -') }} from ({{ plan.then_sql }}) as then_it_was
+) as moves
+group by {{ keys | join(', ') }}
+{%- endmacro %}
 
 
 {# The differences, kept for the models downstream until all have consumed them. #}

@@ -24,6 +24,9 @@ READS = {
     mart: f"select * from audience.{mart} where org_id = %(org)s and event_date between %(first)s and %(last)s"
     for mart in MARTS
 }
+READS["propensity_calibration"] = (
+    "select * from audience.propensity_calibration where org_id = %(org)s and score_date between %(first)s and %(last)s"
+)
 DAYS = "select org_id, min(event_date), max(event_date) from audience.audience_overview_daily group by org_id order by org_id"
 MOMENT = "select as_of from audience_state.model_state where model = 'audience_customers'"
 

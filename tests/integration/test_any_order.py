@@ -292,3 +292,39 @@ def test_an_alert_opens_closes_and_leaves_with_what_lands(world: World) -> None:
             "select count(*) filter (where closed_at is null), count(closed_at) from audience.device_network_alerts"
         ).fetchone()
         assert found == expected, (number, moment)
+
+
+def test_a_score_and_what_came_of_it_follow_what_lands(world: World) -> None:
+    """Of the first of June in Berlin: when its week is over, when somebody turns out to have been another, and back."""
+    rows = (
+        at("2026-05-27T10:00:00Z"),
+        at("2026-05-28T10:00:00Z", event_type="Get Tickets"),
+        at("2026-06-02T10:00:00Z", event_type="purchase", properties={"order_id": "o1"}),
+        at("2026-05-29T10:00:00Z", anonymous_id="d2", user_id="u1", event_type="checkout_start"),
+        at("2026-06-10T10:00:00Z", user_id="u1"),
+        at("2026-05-26T10:00:00Z", anonymous_id="d3"),
+    )
+    # what happens, the moment of the build after it, and of the date: visitors and buyers by score
+    story = (
+        (Land((0, 1)), "2026-06-07T21:59:59Z", {}),
+        (Land((5,)), "2026-06-07T22:00:00Z", {4: (1, 0), 0: (1, 0)}),
+        (Land((2,)), "2026-06-07T22:00:00Z", {4: (1, 1), 0: (1, 0)}),
+        (Land((3,)), "2026-06-08T00:00:00Z", {4: (2, 1), 0: (1, 0)}),
+        (Land((4,)), "2026-06-20T00:00:00Z", {8: (1, 1), 0: (1, 0)}),  # a login: both were the same
+        (Correct(0, "event_type", "checkout_start"), "2026-06-21T00:00:00Z", {8: (1, 1), 0: (1, 0)}),
+        (EraseRows((4,)), "2026-06-21T00:00:00Z", {8: (1, 1), 4: (1, 0), 0: (1, 0)}),
+        (EraseRows((2,)), "2026-06-07T22:00:00Z", {8: (1, 0), 4: (1, 0), 0: (1, 0)}),
+        (Land((5,)), "2026-06-07T21:59:59Z", {}),
+        (Land((2,)), "2026-07-20T00:00:00Z", {8: (1, 1), 4: (1, 0), 0: (1, 0)}),
+    )
+    world.start()
+    landing = Landing(rows)
+    for number, (action, moment, expected) in enumerate(story):
+        step = Step(datetime.fromisoformat(moment), (action,), in_one_transaction=False, parses_user_agents=True)
+        world.take(step, landing)
+        world.assert_equals_a_full_refresh(number, step)
+        found = world.connection.execute(
+            "select propensity_score, visitors_count, buyers_count from audience.propensity_calibration"
+            " where score_date = '2026-06-01'"
+        ).fetchall()
+        assert {score: tuple(counts) for score, *counts in found} == expected, (number, moment)

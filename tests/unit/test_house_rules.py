@@ -43,8 +43,12 @@ def without_comments(text: str) -> str:
 
 
 def refs(text: str) -> set[str]:
-    """Models and seeds that the text names in ref(), changes() or delta()."""
-    return set(re.findall(r"\b(?:ref|changes|delta)\(\s*['\"](\w+)['\"]", re.sub(r"\{#.*?#\}", "", text, flags=re.S)))
+    """Models and seeds that the text names in ref(), changes(), delta() or then_and_now()."""
+    return set(
+        re.findall(
+            r"\b(?:ref|changes|delta|then_and_now)\(\s*['\"](\w+)['\"]", re.sub(r"\{#.*?#\}", "", text, flags=re.S)
+        )
+    )
 
 
 def macro_bodies() -> dict[str, str]:

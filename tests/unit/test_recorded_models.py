@@ -26,6 +26,16 @@ where true /* in scope (org_id, device_id) */ and true /* in scope days (receive
 """
 SUMMED = 'select sum(weight) from (select *, 1 as weight from "db"."schema_a"."int_visits") /* delta int_visits schema_a */ as visits'
 
+RECOUNTED = """
+/* scope org_id, visitor_id since score_date
+select org_id, visitor_id, event_date as since from @changes int_visits schema_a@ as visits
+scope */
+select org_id, count(distinct visitor_id) as visitors_count
+from "db"."schema_a"."int_visits" /* then and now int_visits schema_a (org_id, visitor_id) */ as visits
+join "db"."schema_a"."int_orders" /* then and now int_orders schema_a (org_id, visitor_id) */ as orders using (org_id, visitor_id)
+/* since (org_id, visitor_id) event_date */ group by org_id
+"""
+
 
 def model(name: str, sql: str = "select 1", add: bool = False) -> Model:
     return Model(
@@ -67,6 +77,14 @@ def test_unconsumed_sums_are_those_of_the_changes():
     assert found.unconsumed() == (
         'select sum(weight) from (select * from "schema_a"."int_visits__changes" where change_id > 9) as visits'
     )
+
+
+def test_the_scope_of_a_sum_is_of_what_it_sums_up():
+    found = model("m", RECOUNTED, add=True)
+    assert found.key_columns == ["org_id"] and found.scope_keys == "org_id, visitor_id"
+    assert found.feeds == {("int_visits", "schema_a"), ("int_orders", "schema_a")}
+    assert "change_id > 9) as visits" in found.unconsumed()
+    assert found.body.strip() == RECOUNTED.split("scope */")[1].strip()
 
 
 def test_a_table_without_scope_and_sums_is_recomputed_as_a_whole():

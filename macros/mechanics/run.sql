@@ -1,6 +1,8 @@
-{# Before a run: refuse beside another build, make the landing and state tables when they are missing or older. #}
+{# Before a run: refuse settings that make no sense and a build beside another, make the landing and state tables when they
+   are missing or older. #}
 {% macro prepare_run() %}
 {% if execute and flags.WHICH in ('run', 'build', 'seed', 'test', 'run-operation') %}
+    {% do refuse_impossible_settings() %}
     {% do refuse_beside_another_build() %}
     {% do ensure_tables() %}
 {% endif %}

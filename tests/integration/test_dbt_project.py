@@ -31,6 +31,20 @@ def test_a_bare_dbt_build_passes(results: list[dict]) -> None:
     assert kinds["unit_test"] >= 40
 
 
+def test_settings_that_make_no_sense_are_refused_before_anything_is_built(results: list[dict]) -> None:
+    nonsense = {
+        "session_max_hours": 48, "attribution_window_days": 1, "churned_after_days": 60, "repeat_visitor_min_sessions": 0,
+        "calibration_interval_days": 0, "calibration_outcome_days": 0, "quality_high_min_score": 40,
+        "alert_window_days": 30, "default_week_starts_on": 0,
+    }  # fmt: skip
+    done = dbt.run("run", "--vars", json.dumps(nonsense))
+    assert done.returncode != 0
+    for name, value in nonsense.items():
+        assert (f"{name} is {value} and has to be " in done.stdout) == (name != "session_max_hours"), name
+    assert "attribution_window_days is 1 and has to be at least as long as a session may be" in done.stdout
+    assert "Correct the variable in dbt_project.yml" in done.stdout and "OK created" not in done.stdout
+
+
 def test_docs_can_be_generated(results: list[dict]) -> None:
     done = dbt.run("docs", "generate")
     assert done.returncode == 0, done.stdout[-3000:]

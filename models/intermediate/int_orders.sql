@@ -7,7 +7,6 @@
         {'columns': ['org_id', 'order_reference']},
         {'columns': ['org_id', 'visitor_id']},
         {'columns': ['order_date', 'org_id']},
-        {'columns': ['org_id'], 'where': 'is_rate_missing'},
     ],
     checks={
         'order_is_counted_once': "orders_count in (0, 1)",

@@ -14,7 +14,7 @@ declare
     decisive_networks jsonb;
     opt_outs jsonb;
 begin
-    {{ refuse_unknown_org(has_landed()) }}
+    {{ refuse_unknown_org(has_landed(), may_read_org()) }}
     {{ refuse_unless("p_hours between 1 and 24 * " ~ var('propensity_window_days'),
         "The last %s hours cannot be asked for: give p_hours from 1 to " ~ 24 * var('propensity_window_days') ~ ".", "coalesce(cast(p_hours as text), 'null')") }}
     {{ refuse_unless("p_min_score between 0 and " ~ var('propensity_max_score'),

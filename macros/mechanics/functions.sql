@@ -1,8 +1,8 @@
 {# A query function: the arguments, the row type and the texts of its YAML around a PL/pgSQL block that is compiled as a
    model is. Written only when it changed, and in one transaction: a caller finds the old one or the new one, never none.
    One signature per name: with other argument types or another row type the old one leaves in the same transaction, and
-   who could execute it can execute the new one. It runs with the rights of its caller, by names that no search_path can
-   turn to something else. A range's plan is made for the range: kept for any, it would be that of an average one. #}
+   who could execute it can execute the new one. It runs with the rights of its caller, or with meta {security: definer} those
+   of its owner, by names that no search_path can turn to something else. A range's plan is made for the range: kept for any, it would be that of an average one. #}
 {% materialization function, adapter='postgres', supported_languages=['sql'] %}
     {%- set relation = this.incorporate(type=this.Function) -%}
     {%- do run_hooks(pre_hooks) -%}
@@ -16,6 +16,7 @@
             select pg_advisory_xact_lock(hashtextextended('{{ this }}', 42));
             {{ ddl }}
             {{ record('function ' ~ this.identifier, version) }}
+            {{ secured(model) }}
         {% endcall %}
         {%- do adapter.commit() -%}
     {%- endif -%}
@@ -64,11 +65,6 @@ begin
     foreach former_caller in array coalesce(former_callers, '{}') loop
         execute format('grant execute on function %s to %s', signature, former_caller);
     end loop;
-    {%- for privilege, grantees in config.get('grants', {}).items() %}
-    {%- for grantee in ([grantees] if grantees is string else grantees) %}
-    execute format('grant {{ privilege }} on function %s to %I', signature, '{{ grantee }}');
-    {%- endfor %}
-    {%- endfor %}
 end $replace$;
 {% endmacro %}
 
@@ -79,7 +75,7 @@ create or replace function {{ name }}(
     {{ argument.name }} {{ argument.data_type }}{{ ' default ' ~ argument.default_value if argument.get('default_value') is not none }}{{ ',' if not loop.last }}
     {%- endfor %}
 ) returns {{ returned }}
-language plpgsql {{ {'deterministic': 'immutable', 'stable': 'stable', 'non-deterministic': 'volatile'}[config.require('volatility')] }} security invoker
+language plpgsql {{ {'deterministic': 'immutable', 'stable': 'stable', 'non-deterministic': 'volatile'}[config.require('volatility')] }} security {{ config.get('meta', {}).get('security', 'invoker') }}
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan set jit = off
 as $function$
 #variable_conflict use_column

@@ -1,10 +1,11 @@
-{# Before a run: refuse settings that make no sense and a build beside another, make the landing and state tables when they
-   are missing or older. #}
+{# Before a run: refuse settings that make no sense and a build beside another, make the landing and state tables and the
+   roles when they are missing or older. #}
 {% macro prepare_run() %}
 {% if execute and flags.WHICH in ('run', 'build', 'seed', 'test', 'run-operation') %}
     {% do refuse_impossible_settings() %}
     {% do refuse_beside_another_build() %}
     {% do ensure_tables() %}
+    {% if flags.WHICH in ('run', 'build', 'seed') %}{% do secure_what_is_there() %}{% endif %}
 {% endif %}
 {% endmacro %}
 
@@ -31,7 +32,7 @@
 {% endmacro %}
 
 
-{# Runs the idempotent DDL once per release: the md5 of its text is kept as the schema's comment. #}
+{# Runs the idempotent DDL once per release: the md5 of its text is kept as the schema's comment. Then the roles. #}
 {% macro ensure_tables() %}
 {% for schema, ddl in [(var('landing_schema'), landing_ddl()), (state_schema(), state_ddl())] %}
     {% set version = local_md5(ddl) %}
@@ -41,6 +42,7 @@
     {% endif %}
 {% endfor %}
 {% do run_query(follow_cluster_sql()) %}
+{% if var('roles_are_needed') %}{% do run_query(ensure_roles_sql()) %}{% endif %}
 {% endmacro %}
 
 
@@ -112,6 +114,8 @@ begin
         execute format('alter table %s alter change_id set default nextval(''{{ state_schema() }}.change_id'')', feed);
     end loop;
 end $$;
+
+{{ rights_ddl() }}
 {% endmacro %}
 
 
@@ -124,11 +128,12 @@ on conflict (model) do update set fingerprint = excluded.fingerprint, positions 
 {%- endmacro %}
 
 
-{# After a run: changes that every model has consumed are emptied, and what is no model any more is forgotten. Those of an
-   interrupted run wait for the next. #}
+{# After a run: changes that every model has consumed are emptied, what is no model any more is forgotten, and what was made
+   is handed to its owner. Those of an interrupted run wait for the next. #}
 {% macro finish_run() %}
 {% if execute and flags.WHICH in ('run', 'build') %}
 {% do run_query(prune_changes_sql()) %}
+{% do run_query(hand_over_sql()) %}
 {% endif %}
 {% endmacro %}
 

@@ -20,6 +20,7 @@
                 {%- for column in config.require('meta').not_null %}
                 alter table {{ this }} alter column {{ column }} set not null;
                 {%- endfor %}
+                {{ secured(model) }}
             {% endcall %}
         {%- else -%}
             {%- do synchronize_seed_columns(rows) -%}

@@ -18,6 +18,7 @@
                 execute $view$create view {{ relation }} with (security_invoker = true) as {{ sql }}$view$;
             end $replace$;
             {{ record('view ' ~ this.identifier, version) }}
+            {{ secured(model) }}
         {% endcall %}
         {%- do persist_docs(relation, model) -%}
         {%- do adapter.commit() -%}

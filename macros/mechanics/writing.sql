@@ -1,13 +1,13 @@
 {# How a maintained table is written. Each returns the number of rows written or removed. #}
 
-{# The first build: create, fill and key. #}
+{# The first build: create, fill, key and secure. #}
 {% macro maintained_create(relation, plan) %}
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
 {% call statement('create') %}create table {{ relation }} {{ 'with (fillfactor = ' ~ config.get('fillfactor') ~ ')' if config.get('fillfactor') }} as {{ plan.sql }}{% endcall %}
 {% do add_key(relation) %}
 {% do create_changes_table(relation, columns) %}
-{% call statement('analyze') %}analyze {{ relation }}{% endcall %}
+{% call statement('finish') %}{{ secured(model) }} analyze {{ relation }}{% endcall %}
 {{ return(load_result('create').response.rows_affected) }}
 {% endmacro %}
 

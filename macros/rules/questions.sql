@@ -1,8 +1,9 @@
-{# What the query functions ask of their arguments. An org is known when it is configured or has any day. #}
-{% macro refuse_unknown_org(or_known='false') -%}
+{# What the query functions ask of their arguments. An org is known when it is configured or has any day; one of which the
+   caller sees no row is refused alike, also where a function runs with its owner's rights and has to ask (is_readable). #}
+{% macro refuse_unknown_org(or_known='false', is_readable='true') -%}
 {{ refuse_unless(
-        "exists (select from " ~ ref('audience_overview_daily') ~ " where org_id = p_org)
-        or exists (select from " ~ ref('orgs') ~ " where org_id = p_org) or " ~ or_known,
+        is_readable ~ " and (exists (select from " ~ ref('audience_overview_daily') ~ " where org_id = p_org)
+        or exists (select from " ~ ref('orgs') ~ " where org_id = p_org) or " ~ or_known ~ ")",
         "There is no org %s: it has no events that you may see and no row in the seed orgs. Give the org_id that its events carry, after a build.", "coalesce(quote_literal(p_org), 'null')",
     ) }}
 {%- endmacro %}

@@ -1,5 +1,5 @@
 -- Grain: one row per delivery that could not be used, with the reason and the raw row.
-{{ config(materialized='view', schema='contacts', contract={'enforced': false}) }}
+{{ config(materialized='view', schema='contacts', contract={'enforced': false}, grants={'select': []}) }}
 select
     rejection_id,
     org_id,

@@ -466,7 +466,7 @@ def test_functions_are_described_stable_and_nobodys_but_the_owners(answers):
     ).fetchall()
     assert {name for name, *_ in rows} >= FUNCTIONS
     for name, volatility, as_owner, settings, rights, comment in rows:
-        assert (volatility, as_owner) == ("s", False), name
+        assert (volatility, as_owner) == ("s", name == "get_high_intent_visitors"), name
         assert "search_path=pg_catalog, pg_temp" in settings
         assert rights is not None and "{=" not in rights and ",=" not in rights, f"{name} is everybody's: {rights}"
         assert "Returns: " in comment

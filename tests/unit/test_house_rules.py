@@ -149,6 +149,16 @@ def test_every_function_is_described_with_its_arguments_and_result():
         assert all((part.get("description") or "").strip() for part in parts), function["name"]
 
 
+def test_a_function_with_its_owners_rights_asks_whose_rows_its_caller_may_read():
+    content = yaml.safe_load((PROJECT / "functions/_functions.yml").read_text())["functions"]
+    definers = {
+        function["name"]
+        for function in content
+        if function.get("config", {}).get("meta", {}).get("security") == "definer"
+    }
+    assert definers == {file.stem for file in FUNCTIONS if "may_read_org()" in file.read_text()}
+
+
 def test_every_function_is_in_the_documentation():
     text = (PROJECT / "docs/functions.md").read_text()
     assert not {file.stem for file in FUNCTIONS if f"`{file.stem}(" not in text}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestration import database
+from orchestration.errors import UserError
 from orchestration.settings import project_dir
 
 
@@ -57,7 +58,10 @@ def run(*arguments: str, variables: dict[str, str] | None = None) -> subprocess.
 
 
 def prepare() -> None:
-    """Makes the landing and state tables where they are missing or of an older release."""
+    """Makes the landing and state tables and the roles where they are missing or of an older release.
+
+    Raises UserError with what dbt says, for example that this login may not make roles.
+    """
     result = run("run-operation", "ensure_tables")
     if result.returncode:
-        raise RuntimeError(f"dbt could not make the landing tables:\n{result.stdout}")
+        raise UserError(f"dbt could not make the landing and state tables and the roles:\n{result.stdout}")

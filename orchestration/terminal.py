@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from orchestration.build import BuildReport
     from orchestration.load import LoadReport
+    from orchestration.members import Member
     from orchestration.summary import Summary
     from orchestration.verify import Difference, VerifyReport
 
@@ -91,6 +92,17 @@ def print_build(report: BuildReport) -> None:
     passed = sum(node.status == "pass" for node in tests)
     summary = f"{len(changed)} models changed" if changed else "nothing new, no row changed"
     out.print(f"Built in {report.seconds:.1f} s: {summary}; {passed} of {len(tests)} tests passed.")
+
+
+def print_members(found: list[Member]) -> None:
+    """Who may read which orgs, and what to do with a login that is gone."""
+    if not found:
+        out.print("No login may read any org yet: audience members add LOGIN --org ORG.")
+        return
+    rows = [(member.login, ", ".join(member.roles) or "(none)", ", ".join(member.orgs)) for member in found]
+    _table("Members", ("login", "role", "orgs"), rows, left=3)
+    for gone in (member.login for member in found if not member.exists):
+        out.print(f"  {gone} is no login of this server: remove it, before somebody else gets its name", markup=False)
 
 
 def print_verify(report: VerifyReport) -> None:

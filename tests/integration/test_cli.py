@@ -95,7 +95,7 @@ def test_help_explains_and_has_an_example_of_the_command(command, nothing):
     assert f"audience {' '.join(command)}" in example[1]
 
 
-@pytest.mark.parametrize("group", [(), ("db",)], ids=["audience", "audience db"])
+@pytest.mark.parametrize("group", [(), ("db",), ("members",)], ids=["audience", "audience db", "audience members"])
 def test_a_group_without_a_command_lists_its_commands(group, nothing):
     result = audience(*group, home=nothing)
     for path in COMMANDS:
@@ -107,6 +107,9 @@ REFUSED: dict[str, tuple[list[str], dict[str, str], str]] = {
     "file does not exist": (["load", "gone.ndjson"], {}, r"gone\.ndjson .*: .*[Cc](orrect|heck) the name"),
     "moment is none": (["build", "--as-of", "tuesday"], {}, r"--as-of 'tuesday' is not a date or time .*: give ISO"),
     "day is none": (["sample", "--out", "x", "--end", "31.6."], {}, r"--end '31\.6\.' is not a day .*: give YYYY-MM"),
+    "role is none": (
+        ["members", "add", "ana", "--org", "north_hall", "--role", "king"], {}, r"no role 'king': give one of reader, analyst, admin",
+    ),
     "url of another database": (
         ["db", "url"], {"DATABASE_URL": "mysql://ada@db.example/events"},
         r"DATABASE_URL is not a PostgreSQL URL.*'mysql'.*Use postgresql://",

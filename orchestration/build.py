@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import psycopg
 from orchestration import database, dbt
 from orchestration.errors import CheckFailed, UserError
 from orchestration.load import ensure_landing_tables, parse_new_user_agents
-from orchestration.settings import target_folder
+from orchestration.moments import parse_moment
+from orchestration.settings import target_folder, target_schema
 
 LOCK_HELD = "AUDIENCE_BUILD_LOCK"
 # The same as the variable as_of, for which dbt would parse the whole project again.
@@ -56,23 +56,17 @@ class BuildReport:
         return [node for node in self.nodes if node.status == "warn"]
 
 
-def target_schema() -> str:
-    return os.environ.get("AUDIENCE_SCHEMA", "audience")
-
-
 def parse_as_of(text: str) -> str:
     """The moment as ISO 8601 in UTC; a date is its first instant in UTC.
 
     Raises UserError for what is not a date or time.
     """
     try:
-        moment = datetime.fromisoformat(text)
+        return parse_moment(text).isoformat()
     except ValueError as error:
         raise UserError(
             f"--as-of {text!r} is not a date or time ({error}): give ISO 8601, for example 2026-06-30T02:00:00+02:00."
         ) from error
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.isoformat()
 
 
 @contextmanager

@@ -243,9 +243,8 @@ def _day(text: str) -> date:
 def demo(events: Annotated[int, typer.Option(min=1000, help="Rows of the sample, about.")] = SAMPLE_EVENTS) -> None:
     """Everything on the embedded server: sample, load, build, and what the marts say."""
     from orchestration import database, embedded, summary
-    from orchestration.build import target_schema
     from orchestration.sample import write_sample
-    from orchestration.settings import audience_home, external_server
+    from orchestration.settings import audience_home, external_server, target_schema
 
     if external_server():
         raise UserError(

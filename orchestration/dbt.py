@@ -65,3 +65,11 @@ def prepare() -> None:
     result = run("run-operation", "ensure_tables")
     if result.returncode:
         raise UserError(f"dbt could not make the landing and state tables and the roles:\n{result.stdout}")
+
+
+def ensure_table(newest: str) -> None:
+    """Makes the landing and state tables where this one is missing: nothing was made yet, or by an older release."""
+    with database.connect(autocommit=True) as connection:
+        found = connection.execute("select to_regclass(%s)", [newest]).fetchone()
+    if found == (None,):
+        prepare()

@@ -85,11 +85,7 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
 
 def ensure_landing_tables() -> None:
     """Makes the landing tables where they are missing, or of a release before the newest table."""
-    newest = f"{project_variables()['landing_schema']}.runner_state"
-    with database.connect(autocommit=True) as connection:
-        found = connection.execute("select to_regclass(%s)", [newest]).fetchone()
-    if found == (None,):
-        dbt.prepare()
+    dbt.ensure_table(f"{project_variables()['landing_schema']}.runner_state")
 
 
 class _Statements:

@@ -34,6 +34,11 @@ def project_variables() -> dict[str, Any]:
     return yaml.safe_load((project_dir() / "dbt_project.yml").read_text())["vars"]
 
 
+def target_schema() -> str:
+    """The schema of the marts; those beside it begin with its name."""
+    return os.environ.get("AUDIENCE_SCHEMA", "audience")
+
+
 def target_folder() -> Path:
     """Where dbt writes its artifacts."""
     return Path(os.environ.get("DBT_TARGET_PATH") or project_dir() / "target")

@@ -19,10 +19,9 @@ import psycopg
 from psycopg import sql
 
 from orchestration import database
-from orchestration.build import target_schema
 from orchestration.errors import UserError
 from orchestration.recorded_models import Model, current_rules, in_dependency_order, narrowed, recorded_models
-from orchestration.settings import project_variables
+from orchestration.settings import project_variables, target_schema
 from orchestration.verify_sample import KEYS, Chooser, Sample
 
 LISTED = 20

@@ -6,15 +6,16 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import psycopg
 
-from orchestration import database, dbt
+from orchestration import database, dbt, segments
 from orchestration.errors import CheckFailed, UserError
 from orchestration.load import ensure_landing_tables, parse_new_user_agents
 from orchestration.moments import parse_moment
+from orchestration.segments import Materialization
 from orchestration.settings import target_folder, target_schema
 
 LOCK_HELD = "AUDIENCE_BUILD_LOCK"
@@ -38,10 +39,11 @@ class NodeResult:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """A finished build. seconds: wall time of dbt, its start-up included."""
+    """A finished build. seconds: wall time of dbt, its start-up included. segments: materialized after it."""
 
     nodes: list[NodeResult]
     seconds: float
+    segments: list[Materialization] = field(default_factory=list)
 
     @property
     def changed(self) -> list[NodeResult]:
@@ -108,10 +110,10 @@ def build(
     select: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> BuildReport:
-    """Runs `dbt build` and reports it.
+    """Runs `dbt build`, then, unless a part was selected, materializes the segments; reports both.
 
     as_of: ISO 8601, default the start of the run. progress: called with (done, total, node name).
-    Raises UserError beside another build, CheckFailed when a model or a test failed.
+    Raises UserError beside another build, CheckFailed when a model, a test or a segment failed.
     """
     arguments = ["build", "--exclude-resource-type", "unit_test"]
     if full_refresh:
@@ -121,7 +123,15 @@ def build(
     variables = {AS_OF: parse_as_of(as_of)} if as_of else {}
     with build_lock() as lock:
         parse_landed_user_agents()
-        return _run(arguments, progress, lock, variables)
+        report = _run(arguments, progress, lock, variables)
+        return report if select else replace(report, segments=_materialize())
+
+
+def _materialize() -> list[Materialization]:
+    with segments.connect() as connection:
+        done = segments.materialize(connection)
+    segments.check(done)
+    return done
 
 
 def parse_landed_user_agents() -> None:

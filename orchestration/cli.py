@@ -31,8 +31,14 @@ db_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The embe
 app.add_typer(db_app, name="db")
 members_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Which logins may read which orgs.")
 app.add_typer(members_app, name="members")
+segments_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Segments: named filters of customers.")
+app.add_typer(segments_app, name="segments")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+
+SegmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the segment.")]
+Org = Annotated[str | None, typer.Option("--org", help="Its org; needed when several orgs have one of that name.")]
+FilterFile = Annotated[Path | None, typer.Option("--filter", help="File of the filter's JSON; - reads standard input.")]
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7
@@ -189,7 +195,7 @@ def build(
     """Run the whole dbt build: what landed since the last one, in dependency order, with its tests."""
     report = _build(as_of, full_refresh, select)
     if as_json:
-        _print_json({"seconds": report.seconds, "nodes": [asdict(node) for node in report.nodes]})
+        _print_json(asdict(report))
     else:
         _reporter().print_build(report)
 
@@ -242,7 +248,7 @@ def _day(text: str) -> date:
 @app.command(epilog="Example: audience demo")
 def demo(events: Annotated[int, typer.Option(min=1000, help="Rows of the sample, about.")] = SAMPLE_EVENTS) -> None:
     """Everything on the embedded server: sample, load, build, and what the marts say."""
-    from orchestration import database, embedded, summary
+    from orchestration import database, embedded, segments, summary
     from orchestration.sample import write_sample
     from orchestration.settings import audience_home, external_server, target_schema
 
@@ -263,6 +269,9 @@ def demo(events: Annotated[int, typer.Option(min=1000, help="Rows of the sample,
     with database.connect() as connection:
         for org in summary.orgs(connection, target_schema()):
             terminal.print_summary(summary.summarize(connection, target_schema(), org, last))
+    with segments.connect() as connection:
+        segments.sync(connection)
+        terminal.print_materializations(segments.materialize(connection))
     terminal.print_next_steps()
 
 
@@ -301,6 +310,161 @@ def members_list(as_json: AsJson = False) -> None:
         _print_json([asdict(member) for member in found])
     else:
         _reporter().print_members(found)
+
+
+@segments_app.command("list", epilog="Example: audience segments list --org north_hall")
+def segments_list(
+    org: Annotated[str | None, typer.Option(help="Segments of one org.")] = None, as_json: AsJson = False
+) -> None:
+    """List segments with their members at the last materialization."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        found = segments.list_segments(connection, org)
+    if as_json:
+        _print_json([asdict(segment) for segment in found])
+    else:
+        _reporter().print_segments(found)
+
+
+@segments_app.command("show", epilog="Example: audience segments show Champions --org north_hall")
+def segments_show(name: SegmentName, org: Org = None, as_json: AsJson = False) -> None:
+    """Show one segment and its filter."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        _print_segment(segments.find_segment(connection, name, org), as_json)
+
+
+@segments_app.command(
+    "create", epilog='Example: audience segments create "Big spenders" --org north_hall --filter big_spenders.json'
+)
+def segments_create(
+    name: SegmentName,
+    org: Annotated[str, typer.Option(help="The org whose customers it lists.")],
+    filter_file: FilterFile,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Store a new segment; its filter is the JSON that react-querybuilder exports."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        _print_segment(segments.create_segment(connection, name, org, _filter(filter_file), description), as_json)
+
+
+@segments_app.command("update", epilog='Example: audience segments update "Big spenders" --filter big_spenders.json')
+def segments_update(
+    name: SegmentName,
+    org: Org = None,
+    filter_file: FilterFile = None,
+    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the filter or the description of a stored segment; its members follow at the next materialization."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        document = _filter(filter_file) if filter_file else None
+        _print_segment(segments.update_segment(connection, name, org, document, description), as_json)
+
+
+@segments_app.command("delete", epilog='Example: audience segments delete "Big spenders" --org north_hall')
+def segments_delete(name: SegmentName, org: Org = None) -> None:
+    """Delete a stored segment, with the history of its members."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        deleted = segments.delete_segment(connection, name, org)
+    print(f"Deleted segment {deleted.segment_name} of {deleted.org_id}, version {deleted.filter_version}.")
+
+
+@segments_app.command("preview", epilog="Example: audience segments preview --org north_hall --filter draft.json")
+def segments_preview(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A segment, or leave it out for a filter.")
+    ] = None,
+    org: Org = None,
+    filter_file: FilterFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count whom a segment, or a filter that is not stored, lists now; nothing is kept."""
+    from orchestration import segments
+
+    if (name is None) == (filter_file is None) or (filter_file and not org):
+        raise UserError("Give the name of a segment, or --filter with --org.")
+    with segments.connect() as connection:
+        if name is None:
+            document = _filter(filter_file)
+        else:
+            segment = segments.find_segment(connection, name, org)
+            document, org = segment.filter, segment.org_id
+        found = segments.preview(connection, document, org)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _reporter().print_preview(found)
+
+
+@segments_app.command("materialize", epilog="Example: audience segments materialize Champions --org north_hall")
+def segments_materialize(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One segment. Default: all.")] = None,
+    org: Org = None,
+    as_json: AsJson = False,
+) -> None:
+    """Observe who is in the segments now, and keep who entered and who left; audience build does it for all."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        done = segments.materialize(connection, name, org)
+    if as_json:
+        _print_json([asdict(one) for one in done])
+    else:
+        _reporter().print_materializations(done)
+    segments.check(done)
+
+
+@segments_app.command("sync", epilog="Example: audience segments sync --plan")
+def segments_sync(
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would change, and change nothing; 1 if anything would.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the declared segments those of the files in segments/."""
+    from orchestration import segments
+
+    with segments.connect() as connection:
+        changes = segments.sync(connection, plan=plan)
+    if as_json:
+        _print_json([asdict(change) for change in changes])
+    else:
+        _reporter().print_changes(changes, plan)
+    if plan and changes:
+        raise CheckFailed(f"{len(changes):,} segments differ from the files: run audience segments sync.")
+
+
+def _filter(file: Path) -> Any:
+    """The document in a file of a filter, of which no more is read than may be valid."""
+    from orchestration.filters import parse_filter
+    from orchestration.people import read_catalog
+
+    limits = read_catalog().limits
+    try:
+        with sys.stdin.buffer if str(file) == "-" else file.open("rb") as source:
+            text = source.read(limits.bytes + 1)
+    except OSError as error:
+        raise UserError(
+            f"--filter {file} cannot be read ({error.strerror}): correct the name, or give - for standard input."
+        ) from error
+    return parse_filter(text, limits)
+
+
+def _print_segment(segment: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(segment))
+    else:
+        _reporter().print_segment(segment)
 
 
 @app.command(epilog="Example: audience dev --port 3000")

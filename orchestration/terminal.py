@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from orchestration.build import BuildReport
     from orchestration.load import LoadReport
     from orchestration.members import Member
+    from orchestration.segments import Change, Materialization, Preview, Segment
     from orchestration.summary import Summary
     from orchestration.verify import Difference, VerifyReport
 
@@ -92,6 +94,77 @@ def print_build(report: BuildReport) -> None:
     passed = sum(node.status == "pass" for node in tests)
     summary = f"{len(changed)} models changed" if changed else "nothing new, no row changed"
     out.print(f"Built in {report.seconds:.1f} s: {summary}; {passed} of {len(tests)} tests passed.")
+    if report.segments:
+        moved = f"{sum(one.entered_count for one in report.segments):,} entered, {sum(one.left_count for one in report.segments):,} left"
+        out.print(f"Segments: {len(report.segments):,} materialized; {moved}.")
+
+
+def print_segments(segments: list[Segment]) -> None:
+    """Segments in a table, or how to get some."""
+    if not segments:
+        out.print("There are no segments: audience segments sync makes the declared ones.")
+        return
+    rows = [
+        (segment.org_id, segment.segment_name, segment.origin, str(segment.filter_version), _count(segment.members_count),
+         str(segment.materialized_as_of or "never"))
+        for segment in segments
+    ]  # fmt: skip
+    _table("Segments", ("org", "segment", "origin", "version", "members", "as of"), rows, left=3)
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def print_segment(segment: Segment) -> None:
+    """One segment with its filter, as it is stored."""
+    out.print(
+        f"{segment.segment_name} of {segment.org_id}: {segment.description or 'no description'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(
+        f"origin {segment.origin}, filter version {segment.filter_version}, changed {segment.updated_at}", markup=False
+    )
+    out.print(f"members {_count(segment.members_count)}, as of {segment.materialized_as_of or 'never'}", markup=False)
+    out.print(json.dumps(segment.filter, indent=2), markup=False, soft_wrap=True)
+
+
+def print_preview(preview: Preview) -> None:
+    """A filter's figures, and who matches its rules."""
+    rows = [(rule.path, rule.rule, f"{rule.alone_count:,}", f"{rule.together_count:,}") for rule in preview.rules]
+    joined = f"with those before ({preview.combinator})"
+    _table(
+        "Rules" + (", all of them negated" if preview.is_negated else ""), ("", "rule", "alone", joined), rows, left=2
+    )
+    out.print(
+        f"{preview.size:,} people of {preview.org_id}, as of {preview.as_of}: {preview.contactable_count:,} with an e-mail address "
+        f"or a phone number, {preview.consented_count:,} who consented.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def print_materializations(done: list[Materialization]) -> None:
+    """Who is in which segment, who entered and who left."""
+    rows = [
+        (one.org_id, one.segment_name, _count(one.members_count), f"{one.entered_count:,}", f"{one.left_count:,}")
+        for one in done
+    ]
+    _table("Members of segments", ("org", "segment", "members", "entered", "left"), rows, left=2)
+
+
+def print_changes(changes: list[Change], is_plan: bool) -> None:
+    """What sync did, or with a plan would do."""
+    for change in changes:
+        out.print(
+            f"  {change.action}: {change.segment_name} of {change.org_id}: {change.what}", markup=False, soft_wrap=True
+        )
+    if not changes:
+        out.print("The segments are those of the files.")
+    elif not is_plan:
+        out.print(
+            f"{len(changes):,} segments changed. Their members follow with audience segments materialize, or the next build."
+        )
 
 
 def print_members(found: list[Member]) -> None:
@@ -213,6 +286,7 @@ def print_next_steps() -> None:
         "  audience db psql                 look into the marts, for example: select * from audience.audience_customers limit 5\n"
         "  audience load FILE...            load events of your own: docs/event_contract.md\n"
         "  audience build                   bring the marts up to now; again with nothing new changes nothing\n"
+        "  audience segments list           whom to act on: docs/segments.md\n"
         "  audience dev                     the Dagster UI: assets, checks and the nightly schedule\n"
         "  audience db stop                 stop the embedded server\n"
         "The commands are in .venv/bin. Point them at your own PostgreSQL with DATABASE_URL or PGHOST."

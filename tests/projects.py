@@ -30,7 +30,7 @@ AS_OF = "2026-07-01T12:00:00+00:00"
 # (test_device_network_alerts.py, and a story of test_any_order.py), findings orders that something is wrong with
 # (tests/histories.py and tests/readings.py have them).
 RARE = {"data_quality_orders", "device_network_alerts", "int_device_network_worse_days"}
-PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "tests/dbt")
+PROJECT_PARTS = ("dbt_project.yml", "profiles", "macros", "models", "functions", "seeds", "segments", "tests/dbt")
 
 
 @dataclass

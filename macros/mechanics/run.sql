@@ -116,6 +116,7 @@ begin
 end $$;
 
 {{ rights_ddl() }}
+{{ segments_ddl() }}
 {% endmacro %}
 
 

@@ -95,7 +95,11 @@ def test_help_explains_and_has_an_example_of_the_command(command, nothing):
     assert f"audience {' '.join(command)}" in example[1]
 
 
-@pytest.mark.parametrize("group", [(), ("db",), ("members",)], ids=["audience", "audience db", "audience members"])
+@pytest.mark.parametrize(
+    "group",
+    [(), ("db",), ("members",), ("segments",)],
+    ids=["audience", "audience db", "audience members", "audience segments"],
+)
 def test_a_group_without_a_command_lists_its_commands(group, nothing):
     result = audience(*group, home=nothing)
     for path in COMMANDS:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestration.filters import OPERATORS
+from orchestration.people import read_catalog
+
 PROJECT = Path(__file__).resolve().parents[2]
 LONGEST_MODEL = 150
 LAYERS = ("staging", "intermediate", "marts", "contacts", "state")
@@ -164,6 +167,14 @@ def test_every_function_is_in_the_documentation():
     assert not {file.stem for file in FUNCTIONS if f"`{file.stem}(" not in text}
 
 
+def test_every_field_and_operator_of_filters_is_in_the_documentation():
+    text = (PROJECT / "docs/segments.md").read_text()
+    catalog = read_catalog()
+    assert not {
+        name for name in (*catalog.fields.columns, *catalog.fields.event_types, *OPERATORS) if f"`{name}`" not in text
+    }
+
+
 def test_every_metric_is_in_the_documentation():
     declared = yaml.safe_load((PROJECT / "models/marts/_semantic_models.yml").read_text())["metrics"]
     text = (PROJECT / "docs/metrics.md").read_text()
@@ -177,6 +188,8 @@ def test_every_variable_is_used_and_every_used_one_is_declared():
     texts = [file for folder in ("macros", "models", "functions", "tests/dbt") for file in sql_files(folder)]
     texts += [file for folder in ("models", "seeds", "functions") for file in (PROJECT / folder).rglob("*.yml")]
     used = set(re.findall(r"\bvar\(\s*['\"](\w+)['\"]", "\n".join(file.read_text() for file in texts)))
+    runner = "\n".join(file.read_text() for file in (PROJECT / "orchestration").glob("*.py"))
+    used |= set(re.findall(r"\bvariables(?:\(\))?\[\"(\w+)\"\]", runner))
     assert not declared - used, "declared in dbt_project.yml and used nowhere"
     assert not used - declared, "used, but without a documented default in dbt_project.yml"
 

@@ -370,13 +370,16 @@ def segments_update(
 
 
 @segments_app.command("delete", epilog='Example: audience segments delete "Big spenders" --org north_hall')
-def segments_delete(name: SegmentName, org: Org = None) -> None:
+def segments_delete(name: SegmentName, org: Org = None, as_json: AsJson = False) -> None:
     """Delete a stored segment, with the history of its members."""
     from orchestration import segments
 
     with segments.connect() as connection:
         deleted = segments.delete_segment(connection, name, org)
-    print(f"Deleted segment {deleted.segment_name} of {deleted.org_id}, version {deleted.filter_version}.")
+    if as_json:
+        _print_json(asdict(deleted))
+    else:
+        print(f"Deleted segment {deleted.segment_name} of {deleted.org_id}, version {deleted.filter_version}.")
 
 
 @segments_app.command("preview", epilog="Example: audience segments preview --org north_hall --filter draft.json")

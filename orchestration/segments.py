@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from orchestration import database, dbt
 from orchestration.errors import CheckFailed, UserError
 from orchestration.filters import Filter, compile_filter, describe
-from orchestration.people import Catalog, Selection, customers_as_of, read_catalog, select_people
+from orchestration.people import Catalog, customers_as_of, read_catalog, select_people
 from orchestration.settings import project_dir, project_variables, target_schema
 
 EVERY_ORG = "*"
@@ -254,10 +254,8 @@ def update_segment(
     if document is None and description is None:
         raise UserError("Nothing to update: give --filter or --description.")
     segment = _stored(connection, segment_name, org_id)
-    filter_ = segment.filter if document is None else _normalized(document, read_catalog())
-    _update(
-        connection, segment.org_id, segment_name, segment.description if description is None else description, filter_
-    )
+    filter_ = None if document is None else _normalized(document, read_catalog())
+    _update(connection, segment.org_id, segment_name, description, filter_)
     return find_segment(connection, segment_name, segment.org_id)
 
 
@@ -302,16 +300,27 @@ values (%(org)s, %(name)s, %(description)s, %(origin)s, %(filter)s)
 
 
 def _update(
-    connection: psycopg.Connection, org_id: str, segment_name: str, description: str, filter_: dict[str, Any]
+    connection: psycopg.Connection,
+    org_id: str,
+    segment_name: str,
+    description: str | None,
+    filter_: dict[str, Any] | None,
 ) -> None:
+    """Writes what is not None."""
     _run(
         connection,
         """
-        update {segments} set description = %(description)s, filter = %(filter)s, updated_at = clock_timestamp(),
-            filter_version = filter_version + cast(filter <> %(filter)s as integer)
+        update {segments} set description = coalesce(%(description)s, description), filter = coalesce(%(filter)s, filter),
+            filter_version = filter_version + cast(filter <> coalesce(%(filter)s, filter) as integer),
+            updated_at = clock_timestamp()
         where org_id = %(org)s and segment_name = %(name)s
         """,
-        {"org": org_id, "name": segment_name, "description": description, "filter": Jsonb(filter_)},
+        {
+            "org": org_id,
+            "name": segment_name,
+            "description": description,
+            "filter": None if filter_ is None else Jsonb(filter_),
+        },
     )
 
 
@@ -360,17 +369,18 @@ def _materialize(
 ) -> list[Materialization]:
     key = {"org": segment.org_id, "name": segment.segment_name}
     with connection.transaction():
-        # Locked, so that of two at once the second sees what the first one found; and read again: it may have changed.
+        # Written first, so that of two at once the second waits, sees what the first one found, and a sync waits for both.
+        # What it says is read then, too: it may have changed.
         locked = _run(
             connection,
-            "select filter, filter_version, greatest(clock_timestamp(), materialized_at + interval '1 microsecond')"
-            " from {segments} where org_id = %(org)s and segment_name = %(name)s for update",
+            "update {segments} set materialized_at = greatest(clock_timestamp(), materialized_at + interval '1 microsecond')"
+            " where org_id = %(org)s and segment_name = %(name)s returning filter, filter_version, materialized_at",
             key,
         ).fetchone()
         if not locked:  # deleted meanwhile
             return []
         document, version, moment = locked
-        selection: Selection = select_people(document, segment.org_id, as_of, catalog)
+        selection = select_people(document, segment.org_id, as_of, catalog)
         observed = {**key, "moment": moment, "version": version}
         members, entered, left = _run(
             connection, _MATERIALIZE, {**selection.parameters, **observed}, members=selection.members
@@ -405,8 +415,7 @@ select (select count(*) from members), (select count(*) from entered), (select c
 """
 
 _RECORD = """
-update {segments} set members_count = %(members)s, materialized_at = %(moment)s, materialized_as_of = %(as_of)s,
-    materialized_filter_version = %(version)s
+update {segments} set members_count = %(members)s, materialized_as_of = %(as_of)s, materialized_filter_version = %(version)s
 where org_id = %(org)s and segment_name = %(name)s
 """
 

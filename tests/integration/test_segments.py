@@ -147,6 +147,33 @@ def test_several_at_once_keep_one_history(connection):
     assert [visitor for visitor, _, _ in connection.execute(STAYS, ["Buyers"])] == sorted(buyers)
 
 
+def test_a_sync_beside_materializations_waits_for_them(connection, files):
+    segments.sync(connection)
+    content = yaml.safe_load((files / "champions.yml").read_text())
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with segments.connect() as own:
+                for _ in range(30):
+                    segments.check(segments.materialize(own, "Champions", ORG))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(10):
+        (files / "champions.yml").write_text(
+            yaml.safe_dump({**content, "filter": group(rule("orders_count", ">=", number))})
+        )
+        segments.sync(connection)
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    assert segments.find_segment(connection, "Champions", ORG).filter_version == 11
+
+
 def test_a_clock_that_goes_back_breaks_no_history(connection):
     segments.create_segment(connection, "Buyers", ORG, BUYERS)
     materialize_one(connection)

@@ -45,7 +45,9 @@ from tests.histories import (
 )
 
 SCHEDULES = int(os.environ.get("AUDIENCE_SCHEDULES") or 4)
-FIRST = int(os.environ.get("AUDIENCE_FIRST_SCHEDULE") or random.randrange(10**9))
+# processes that share the tests have to draw the same
+RUN = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
+FIRST = int(os.environ.get("AUDIENCE_FIRST_SCHEDULE") or RUN.randrange(10**9))
 LANDING = ("events", "events_removed", "rejected_rows", "user_agents", "runner_state")
 
 # Kept of the state of an empty build, and put back before each history.

@@ -317,7 +317,7 @@ ATTEMPTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize("attempt", ATTEMPTS, ids=range(len(ATTEMPTS)))
 def test_no_setting_shows_a_foreign_row(project, attempt):
     with logged_in("reader") as connection:
         try:

@@ -46,17 +46,7 @@ begin
         group by grouping sets ((device_type, network_type), ())
     ),
     loads as (
-        select device_type, network_type, page_load_from_ms, page_loads_count
-        from {{ ref('device_network_page_loads_daily') }}
-        where org_id = p_org and event_date between p_from and least(p_to, v_first_week - 1)
-        union all
-        select device_type, network_type, page_load_from_ms, page_loads_count
-        from {{ ref('device_network_page_loads_daily') }}
-        where org_id = p_org and event_date between greatest(v_first_week, v_after_weeks) and p_to
-        union all
-        select device_type, network_type, page_load_from_ms, page_loads_count
-        from {{ ref('device_network_page_loads_weekly') }}
-        where org_id = p_org and week_start_date >= v_first_week and week_start_date < v_after_weeks
+        {{ counts_of_range(ref('device_network_page_loads_daily'), ref('device_network_page_loads_weekly'), 'counts.device_type, counts.network_type, page_load_from_ms, page_loads_count') }}
     ),
     slices as (
         select device_type, network_type, page_load_from_ms as from_value, sum(page_loads_count) as bucket_count

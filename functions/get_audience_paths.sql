@@ -47,7 +47,7 @@ begin
         group by prefix
     ),
     times as (
-        {{ counts_of_range(ref('audience_paths_times_daily'), ref('audience_paths_times_weekly'), 'times.path, purchased_after_from_seconds, purchases_count') }}
+        {{ counts_of_range(ref('audience_paths_times_daily'), ref('audience_paths_times_weekly'), 'counts.path, purchased_after_from_seconds, purchases_count') }}
     ),
     buckets as (
         select prefix, purchased_after_from_seconds as from_value, sum(purchases_count) as bucket_count

@@ -40,13 +40,13 @@ order by {{ span }}, visits.org_id
 {# Rows of an org over a range: its whole weeks by week, the days before and after them by day. In a function with p_org,
    p_from and p_to, and with the first day of its first whole week and the day after its last as v_first_week and v_after_weeks. #}
 {% macro counts_of_range(daily, weekly, columns) -%}
-select {{ columns }} from {{ daily }} as times
+select {{ columns }} from {{ daily }} as counts
         where org_id = p_org and event_date between p_from and least(p_to, v_first_week - 1)
         union all
-        select {{ columns }} from {{ daily }} as times
+        select {{ columns }} from {{ daily }} as counts
         where org_id = p_org and event_date between greatest(v_first_week, v_after_weeks) and p_to
         union all
-        select {{ columns }} from {{ weekly }} as times
+        select {{ columns }} from {{ weekly }} as counts
         where org_id = p_org and week_start_date >= v_first_week and week_start_date < v_after_weeks
 {%- endmacro %}
 

@@ -49,6 +49,7 @@ QUESTIONS = {
     "get_audience_overview": "audience.get_audience_overview(%s, '2026-06-01', '2026-06-30')",
     "get_audience_acquisition": "audience.get_audience_acquisition(%s, '2026-06-01', '2026-06-30')",
     "get_audience_device_network": "audience.get_audience_device_network(%s, '2026-06-01', '2026-06-30')",
+    "get_audience_paths": "audience.get_audience_paths(%s, '2026-06-01', '2026-06-30')",
     "get_audience_cohorts": "audience.get_audience_cohorts(%s, 30)",
     "get_high_intent_visitors": f"audience.get_high_intent_visitors(%s, 720, 0, '{AS_OF}')",
 }

@@ -4,7 +4,9 @@ declare
     v_built_for timestamptz;
     v_unread xid8;
     v_time_zone text;
+    v_is_current boolean;
     v_visitors text[];
+    v_settled text[];
     v_devices text[];
     v_starts timestamptz[];
     v_rows tid[];
@@ -27,6 +29,10 @@ begin
     v_unread := coalesce({{ unread_position() }}, '0');
     select coalesce(max(time_zone), '{{ var("default_time_zone") }}') into v_time_zone from {{ ref('orgs') }} where org_id = p_org;
     {{ live_lookups() }}
+    v_is_current := v_built_for = (select as_of from {{ state_schema() }}.model_state where model = 'audience_customers')
+        {%- for model_name in ['int_visits', 'int_orders', 'int_consent_events'] %}
+        and not exists (select from {{ changes_of(ref(model_name)) }} where change_id > {{ change_position('audience_customers', model_name) }})
+        {%- endfor %};
 
     -- Who could reach the score, told from few columns and never too few of them; only these are computed in full.
     with acts as materialized (
@@ -53,21 +59,32 @@ begin
     ),
     {{ starts_of_devices() }}
     select
-        array(select visitor_id from candidates),
+        array(select visitor_id from candidates where not v_is_current or visitor_id in (select visitor_id from links)),
+        array(select visitor_id from candidates where v_is_current and visitor_id not in (select visitor_id from links)),
         array(select device_id from starts order by device_id),
         array(select start_at from starts order by device_id),
         array(select place from acts where place is not null and device_id in (select device_id from starts))
-    into v_visitors, v_devices, v_starts, v_rows;
+    into v_visitors, v_settled, v_devices, v_starts, v_rows;
 
     return query
-    with kept_visits as materialized (
+    with asked as (
+        select unnest(v_visitors) as visitor_id, date '-infinity' as since_date
+        union all
+        select unnest(v_settled), cast(p_as_of as date) - {{ var('propensity_window_days') }} - 2
+    ),
+    kept_visits as materialized (
         select
-            visitor_id, visits.device_id, session_id, last_network_type, last_consent_state, event_views_count, ticket_ctas_count,
+            visits.visitor_id, visits.device_id, session_id, last_network_type, last_consent_state, event_views_count, ticket_ctas_count,
             page_loads_count, page_load_total_ms, last_event_at, last_consent_at, last_ticket_cta_at, last_checkout_at
-        from {{ ref('int_visits') }} as visits
+        from asked
+        join {{ ref('int_visits') }} as visits on visits.visitor_id = asked.visitor_id and visits.event_date >= asked.since_date
         left join unnest(v_devices, v_starts) as touched (device_id, start_at) on touched.device_id = visits.device_id
-        where org_id = p_org and visitor_id = any(v_visitors)
-            and coalesce(session_started_at < touched.start_at, true)
+        where org_id = p_org and coalesce(session_started_at < touched.start_at, true)
+    ),
+    settled as (
+        select visitor_id, sessions_count, orders_count, last_order_at, consent_state
+        from {{ ref('audience_customers') }}
+        where org_id = p_org and visitor_id = any(v_settled)
     ),
     {{ live_events() }},
     {{ live_visits() }},

@@ -1,7 +1,8 @@
 {# Live answers: what landed since the last build beside what it built. Steps of a query, to be put between its CTEs.
    They ask for the variables of get_high_intent_visitors: p_org, p_as_of, v_rows (places of landed rows), v_removed
    (events that left), v_devices and v_starts (whose visits are computed here, and from when on), v_visitors (who is asked
-   for), v_time_zone; and for the look-ups taxonomy, networks, decisive_networks and opt_outs: as variables, because a plan
+   for, and may have become other than the last build has them), v_settled (who is too, and is what it made of them but for
+   the days that passed), v_time_zone; and for the look-ups taxonomy, networks, decisive_networks and opt_outs: as variables, because a plan
    that expects few rows would make them anew for each. #}
 
 
@@ -74,7 +75,7 @@ built as materialized (
             from (
                 select 'device' as sender_type, unnest(v_devices) as sender_id
                 union
-                select 'device', device_id from kept_visits
+                select 'device', device_id from kept_visits where visitor_id = any(v_visitors)
                 union
                 select 'user', unnest(v_visitors)
                 union
@@ -245,7 +246,7 @@ select
         union all
         select null, device_id, user_id, event_type, anonymous_id is not null, occurred_at
         from {{ ref('int_events_enriched') }}
-        where org_id = p_org and occurred_at > v_built_for and occurred_at <= p_as_of and is_person
+        where org_id = p_org and occurred_at > v_built_for and occurred_at <= p_as_of
         union all
         -- what went may have been the login that the device's history hangs on
         select null, changed.device_id, changed.user_id, events.event_type, true, case when weight > 0 then changed.occurred_at else '-infinity' end
@@ -310,6 +311,11 @@ devices as (
         from devices
         join {{ ref('int_devices') }} as mapped on mapped.org_id = p_org and mapped.device_id = devices.device_id
         where mapped.user_id is not null
+        union
+        select devices.device_id, visits.visitor_id
+        from devices
+        join {{ ref('int_devices') }} as mapped on mapped.org_id = p_org and mapped.device_id = devices.device_id and mapped.users_count > 1
+        join {{ ref('int_visits') }} as visits on visits.org_id = p_org and visits.device_id = devices.device_id
     ),
     histories as (
         select
@@ -373,9 +379,9 @@ activity as (
             (array_agg(statements.consent_state order by statements.valid_from desc, statements.sender_type))[1] as consent_state,
             max(statements.valid_from) as stated_at
         from (
-            select distinct visitor_id, 'device' as sender_type, device_id as sender_id from visits
+            select distinct visitor_id, 'device' as sender_type, device_id as sender_id from visits where visitor_id = any(v_visitors)
             union all
-            select distinct visitor_id, 'user', visitor_id from visits
+            select visitor_id, 'user', visitor_id from unnest(v_visitors) as visitors (visitor_id)
         ) as senders
         join statements on statements.sender_type = senders.sender_type and statements.sender_id = senders.sender_id
         where statements.valid_from <= p_as_of
@@ -383,16 +389,27 @@ activity as (
     ),
     facts as (
         select
-            activity.*,
-            coalesce(purchases.orders_count, 0) as orders_count,
-            purchases.last_ordered_at,
+            activity.visitor_id,
+            coalesce(settled.sessions_count, activity.sessions_count) as sessions_count,
+            coalesce(settled.orders_count, purchases.orders_count, 0) as orders_count,
+            coalesce(settled.last_order_at, purchases.last_ordered_at) as last_ordered_at,
+            event_views_count,
+            ticket_ctas_count,
+            last_ticket_cta_at,
+            last_checkout_at,
+            last_active_at,
             slow_networks.network_type is not null or coalesce(recent_page_load_ms > {{ var('slow_page_load_ms') }}, false) as is_slow,
             coalesce(states.is_opted_out, false) as is_opted_out
         from activity
         left join purchases on purchases.visitor_id = activity.visitor_id
         left join stated on stated.visitor_id = activity.visitor_id
+        left join settled on settled.visitor_id = activity.visitor_id
         left join {{ ref('consent_states') }} as states
-            on states.consent_state = case when stated_at >= own_consent_at or own_consent_at is null then stated.consent_state else own_consent_state end
+            on states.consent_state = case
+                when settled.visitor_id is not null then settled.consent_state
+                when stated_at >= own_consent_at or own_consent_at is null then stated.consent_state
+                else own_consent_state
+            end
         left join (select distinct network_type from {{ ref('network_types') }} where is_slow) as slow_networks
             on slow_networks.network_type = activity.recent_network_type
     ),

@@ -52,7 +52,7 @@ audit */
 
 
 {# All rows of a model with weight 1; in an increment, its unconsumed changes with weight 1 (new) or -1 (old). #}
-{% macro delta(model_name) %}{% set relation = ref(model_name) %}{{ all_rows(relation.identifier, relation.schema) }}{% endmacro %}
+{% macro delta(model_name) %}{{ all_rows(ref(model_name)) }}{% endmacro %}
 
 
 {# For sums (add=true) with a scope: a source in `from`, a model whose `changes` are '*', by columns as in in_scope(). In an

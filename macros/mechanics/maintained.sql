@@ -99,7 +99,7 @@
     {%- for name, schema in feeds -%}
         {%- set window = unconsumed_changes(name, schema, state.model.positions.get(name, 0), state.next[name]) -%}
         {%- set ns.scope = ns.scope.replace('@changes ' ~ name ~ ' ' ~ schema ~ '@', window) -%}
-        {%- set plan.sql = plan.sql.replace(all_rows(name, schema), window) if config.get('add') else plan.sql -%}
+        {%- set plan.sql = plan.sql.replace(all_rows(api.Relation.create(database=target.database, schema=schema, identifier=name)), window) if config.get('add') else plan.sql -%}
     {%- endfor -%}
     {%- for table in landings -%}
         {%- set window = unconsumed_landings(table, state.model.positions.get(table, 0), state.next[table]) -%}
@@ -191,8 +191,8 @@ where stored.{{ plan.scope_since }} >= touched.since{% for key in shared %} and 
 {%- endmacro %}
 
 
-{% macro all_rows(name, schema) -%}
-(select *, 1 as weight from {{ api.Relation.create(database=target.database, schema=schema, identifier=name) }}) /* delta {{ name }} {{ schema }} */
+{% macro all_rows(relation) -%}
+(select *, 1 as weight from {{ relation }}) /* delta {{ relation.identifier }} {{ relation.schema }} */
 {%- endmacro %}
 
 {% macro unconsumed_changes(name, schema, after, until) -%}

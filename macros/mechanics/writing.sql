@@ -21,12 +21,13 @@
     {%- set is_keyless = drop_other_key(relation) -%}
     {%- do keep_nonzero_sums(plan, names) -%}
 {%- endif -%}
+{%- set keys = config.require('unique_key') -%}
 {% call statement('rebuild') %}
     create temporary table rebuilt on commit drop as {{ plan.sql }};
-    analyze rebuilt;
+    -- no column but the key decides how the steps below are planned
+    analyze rebuilt ({{ keys | join(', ') }});
 {% endcall %}
 {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
-{%- set keys = config.require('unique_key') -%}
 {%- set kept = columns if config.get('changes') == '*' else config.get('changes') or keys -%}
 {% call statement('write', fetch_result=True) %}
     create temporary table written (weight int, row_count bigint) on commit drop;

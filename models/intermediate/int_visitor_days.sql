@@ -9,8 +9,11 @@
         'previous_device_visit_date', 'previous_device_ticket_cta_date', 'previous_device_checkout_date', 'previous_device_purchase_date',
         'previous_network_visit_date', 'previous_network_ticket_cta_date', 'previous_network_checkout_date', 'previous_network_purchase_date'],
 ) }}
-{% call scope('org_id, visitor_id') %}
-{{ changed_visitors() }}
+{% call scope('org_id, visitor_id', since='event_date') %}
+-- a day looks back alone, at visits in the order of their sessions' starts, the earliest of which is a local day before UTC's
+select org_id, visitor_id, cast(session_started_at as date) - 1 as since from {{ changes('int_visits') }} as visits
+union all
+select org_id, visitor_id, order_date from {{ changes('int_orders') }} as orders where visitor_id is not null
 {% endcall %}
 with visits as (
     select
@@ -66,4 +69,6 @@ final as (
         in_slice as (partition by visitor_id, org_id, device_type, network_type, os, browser order by event_date, row_in_day),
         on_network as (partition by visitor_id, org_id, device_type, network_type order by event_date, row_in_day)
 )
-select * from final
+select final.*
+from final
+{{ since('final.org_id, final.visitor_id', 'final.event_date') }}

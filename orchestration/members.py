@@ -40,8 +40,9 @@ class Member:
 
 def members() -> list[Member]:
     """Every login with an org, by name."""
+    table = _members_table()
     with database.connect() as connection:
-        query = sql.SQL(MEMBERS).format(members=_table(connection))
+        query = sql.SQL(MEMBERS).format(members=table)
         found = connection.execute(query, {"groups": _groups()}).fetchall()
     return [Member(login, orgs, roles or [], exists) for login, orgs, roles, exists in found]
 
@@ -53,8 +54,8 @@ def add(login: str, orgs: Sequence[str], role: str = "reader") -> None:
     """
     if role not in ROLES:
         raise UserError(f"There is no role {role!r}: give one of {', '.join(ROLES)}.")
+    table = _members_table()
     with database.connect() as connection:
-        table = _table(connection)
         found = connection.execute(LOGIN, {"login": login, "groups": ["audience_owner", *_groups()]}).fetchone()
         if not found:
             raise UserError(f"The server has no login {login!r}: create it first (create role ... login), then add it.")
@@ -78,8 +79,8 @@ def remove(login: str, orgs: Sequence[str] = ()) -> int:
 
     Raises UserError when it had none of them, and where the roles may not be revoked.
     """
+    table = _members_table()
     with database.connect() as connection:
-        table = _table(connection)
         condition = sql.SQL(" and org_id = any(%s)") if orgs else sql.SQL("")
         removed = connection.execute(
             sql.SQL("delete from {} where login_name = %s").format(table) + condition,
@@ -99,14 +100,11 @@ def _groups() -> list[str]:
     return [f"audience_{role}" for role in ROLES]
 
 
-def _table(connection: psycopg.Connection) -> sql.Identifier:
+def _members_table() -> sql.Identifier:
     """The memberships of the target schema, made where they are missing."""
     schema = f"{target_schema()}_state"
-    name = sql.Identifier(schema, "org_members")
-    if connection.execute("select to_regclass(%s)", [name.as_string(connection)]).fetchone() == (None,):
-        connection.rollback()
-        dbt.prepare()
-    return name
+    dbt.ensure_table(f"{schema}.org_members")
+    return sql.Identifier(schema, "org_members")
 
 
 def _give(connection: psycopg.Connection, login: str, role: str | None) -> None:

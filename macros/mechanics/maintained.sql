@@ -8,7 +8,7 @@
    config: unique_key (columns, the primary key), changes (columns kept for downstream models; '*' for all),
    add: true (rows are sums of delta() rows, or of then_and_now() rows of touched keys: an increment is added instead of
    recomputed; its changes are of its key),
-   indexes (columns, type, options, where), checks (what holds for every row, as constraints by name). #}
+   indexes (columns, where), checks (what holds for every row, as constraints by name). #}
 {% materialization maintained, adapter='postgres' %}
     {%- set target_relation = this.incorporate(type='table') -%}
     {%- do run_hooks(pre_hooks) -%}

@@ -28,7 +28,7 @@
     analyze rebuilt ({{ keys | join(', ') }});
 {% endcall %}
 {%- set columns = adapter.get_columns_in_relation(relation) | map(attribute='quoted') | list -%}
-{%- set kept = columns if config.get('changes') == '*' else config.get('changes') or keys -%}
+{%- set kept = kept_columns(columns) -%}
 {% call statement('write', fetch_result=True) %}
     create temporary table written (weight int, row_count bigint) on commit drop;
     create temporary table outdated on commit drop as
@@ -45,7 +45,7 @@
 
     with removed as (
         select * from outdated
-    ){{ keep_changes(relation, 'removed', -1) }}
+    ){{ keep_changes(relation, kept, 'removed', -1) }}
     insert into written select -1, count(*) from removed;
 
     with inserted as (
@@ -54,13 +54,13 @@
         where not exists (select from {{ relation }} as old where {{ same_key('new', 'old') }})
         -- in the order of the key, so that neighbours in its index are written one after the other
         order by {{ keys | join(', ') }}
-        returning {{ kept | join(', ') }}
+        returning {{ (kept or keys) | join(', ') }}
     ),
     added as (
         select * from inserted
         union all
-        select {{ 'new.' ~ kept | join(', new.') }} from outdated join rebuilt as new on {{ same_key('new', 'outdated') }} where outdated.is_replaced
-    ){{ keep_changes(relation, 'added', 1) }}
+        select {{ 'new.' ~ (kept or keys) | join(', new.') }} from outdated join rebuilt as new on {{ same_key('new', 'outdated') }} where outdated.is_replaced
+    ){{ keep_changes(relation, kept, 'added', 1) }}
     insert into written select 1, count(*) from added;
 
     {% if plan.full %}analyze {{ relation }};{% endif %}
@@ -104,7 +104,7 @@ select stored.* from {{ relation }} as stored
 {%- set sums = adapter.get_columns_in_relation(relation) | map(attribute='name') | reject('in', keys) | list -%}
 {%- if plan.then_sql -%}{%- set plan.sql = now_less_then(plan, keys, sums) -%}{%- endif -%}
 {%- do keep_nonzero_sums(plan, keys + sums) -%}
-{%- set kept = config.get('changes') -%}
+{%- set kept = kept_columns(keys + sums) -%}
 {% call statement('write') %}
     {%- if kept %}
     create temporary table added on commit drop as {{ plan.sql }};
@@ -120,7 +120,7 @@ select stored.* from {{ relation }} as stored
 {% call statement('keep') %}
     with touched_sums as (
         select * from added
-    ){{ keep_changes(relation, 'touched_sums', 1) }}
+    ){{ keep_changes(relation, kept, 'touched_sums', 1) }}
     select 1;
 {% endcall %}
 {%- endif -%}
@@ -139,16 +139,20 @@ group by {{ keys | join(', ') }}
 {%- endmacro %}
 
 
+{# The columns whose differences are kept for the models downstream, of all of the table's; none where nobody wants any. #}
+{% macro kept_columns(columns) %}
+{{ return(columns if config.get('changes') == '*' else config.get('changes') or []) }}
+{% endmacro %}
+
 {# The differences, kept for the models downstream until all have consumed them. #}
 {% macro create_changes_table(relation, columns) %}
-{%- set kept = config.get('changes') -%}
+{%- set kept = kept_columns(columns) -%}
 {% if kept %}
-{%- set names = columns if kept == '*' else kept -%}
 {% call statement('changes') %}
     create sequence if not exists {{ state_schema() }}.change_id;
     drop table if exists {{ changes_of(relation) }};
     create table {{ changes_of(relation) }} as
-    select cast(0 as bigint) as change_id, {{ names | join(', ') }}, cast(null as integer) as weight from {{ relation }} limit 0;
+    select cast(0 as bigint) as change_id, {{ kept | join(', ') }}, cast(null as integer) as weight from {{ relation }} limit 0;
     alter table {{ changes_of(relation) }} alter change_id set default nextval('{{ state_schema() }}.change_id'), add primary key (change_id);
     insert into {{ changes_of(relation) }} (weight) values (null);
     comment on table {{ changes_of(relation) }} is 'Unconsumed changes of {{ relation.identifier }}: weight 1 came, -1 went, null everything.';
@@ -158,17 +162,15 @@ group by {{ keys | join(', ') }}
 
 {% macro changes_of(relation) %}{{ relation.incorporate(path={'identifier': relation.identifier ~ '__changes'}) }}{% endmacro %}
 
-{% macro keep_changes(relation, rows, weight) %}
-{%- set kept = config.get('changes') -%}
+{% macro keep_changes(relation, kept, rows, weight) %}
 {%- if kept %},
     kept as (
-        {%- set names = adapter.get_columns_in_relation(relation) | map(attribute="quoted") | list if kept == '*' else kept %}
-        {%- set has_key = kept == '*' or not config.require('unique_key') | reject('in', kept) | list %}
-        insert into {{ changes_of(relation) }} ({{ names | join(', ') }}, weight)
+        {%- set has_key = config.get('changes') == '*' or not config.require('unique_key') | reject('in', kept) | list %}
+        insert into {{ changes_of(relation) }} ({{ kept | join(', ') }}, weight)
         {%- if has_key %}
-        select {{ names | join(', ') }}, {{ weight }} from {{ rows }}
+        select {{ kept | join(', ') }}, {{ weight }} from {{ rows }}
         {%- else %}
-        select {{ names | join(', ') }}, {{ weight }} * count(*) from {{ rows }} group by {{ names | join(', ') }}
+        select {{ kept | join(', ') }}, {{ weight }} * count(*) from {{ rows }} group by {{ kept | join(', ') }}
         {%- endif %}
     )
 {%- endif -%}
@@ -202,8 +204,8 @@ group by {{ keys | join(', ') }}
 
 {# The same for the columns that are kept for the models downstream, which then take everything as changed, and for the key. #}
 {% macro synchronize_changes(relation, names) %}
-{%- set kept = config.get('changes') or [] -%}
-{%- set wanted = ['change_id'] + (names if kept == '*' else kept) + ['weight'] -%}
+{%- set kept = kept_columns(names) -%}
+{%- set wanted = ['change_id'] + kept + ['weight'] -%}
 {%- set existing = run_query("select attname from pg_attribute where attrelid = to_regclass('" ~ changes_of(relation) ~ "') and attnum > 0 and not attisdropped").columns[0].values() | list -%}
 {%- if kept and existing | sort != wanted | sort -%}{%- do create_changes_table(relation, names) -%}{%- endif -%}
 {% endmacro %}
@@ -265,8 +267,7 @@ group by {{ keys | join(', ') }}
 {%- set existing = run_query("select relname from pg_index join pg_class on pg_class.oid = indexrelid where indrelid = '" ~ relation ~ "'::regclass and not indisunique").columns[0].values() -%}
 {%- set wanted = {} -%}
 {%- for index in config.get('indexes', []) -%}
-    {%- set definition = ('using ' ~ index.type ~ ' ' if index.type else '') ~ '(' ~ index.columns | join(', ') ~ ')'
-        ~ (' with (' ~ index.options ~ ')' if index.options else '') ~ (' where ' ~ index.where if index.where else '') -%}
+    {%- set definition = '(' ~ index.columns | join(', ') ~ ')' ~ (' where ' ~ index.where if index.where else '') -%}
     {%- do wanted.update({relation.identifier ~ '_' ~ local_md5(definition)[:8]: definition}) -%}
 {%- endfor -%}
 {%- for name in existing -%}

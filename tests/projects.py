@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,6 +24,7 @@ from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.sample import write_sample
 from orchestration.settings import project_dir
+from orchestration.verify import verify
 from tests import states
 
 END = date(2026, 6, 30)
@@ -66,8 +69,15 @@ class Project:
         assert not differing, "\n".join(differing)
 
 
-def copy_of_project(folder: Path) -> Path:
-    """The dbt project, to be changed or written into."""
+def assert_exact() -> None:
+    """What `audience verify --all` says: every cell is what the events give."""
+    report = verify(everything=True)
+    assert report.differences == [] and report.waiting == 0
+
+
+@contextmanager
+def own_project(folder: Path) -> Iterator[Path]:
+    """A copy of the dbt project, which is the one in use meanwhile."""
     for part in PROJECT_PARTS:
         source, copy = project_dir() / part, folder / part
         if source.is_dir():
@@ -75,7 +85,12 @@ def copy_of_project(folder: Path) -> Path:
         else:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUDIENCE_PROJECT", str(folder))
+        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
+        patch.setenv("DBT_LOG_PATH", str(folder / "logs"))
+        patch.delenv("AUDIENCE_SCHEMA", raising=False)
+        yield folder
 
 
 class Questions(Project):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from orchestration.build import build
+from orchestration.load import load_files
 from tests.histories import AGENTS, EVENT_TYPES, PLACES, PROPERTIES, USERS
-from tests.projects import AS_OF
+from tests.projects import AS_OF, landed_sample
 
 MOMENT = datetime.fromisoformat(AS_OF)
 ORGS = {"north_hall": 1, "harbor_live": 7, "nowhere": 1}  # with the ISO day on which weeks start
@@ -58,6 +60,18 @@ def crowd(seed: int) -> list[dict[str, Any]]:
             again = received + timedelta(seconds=draw.choice((5, 40 * 3600)))
             rows.append({**row, "received_at": again.isoformat()})
     return rows
+
+
+def build_in_batches(
+    connection: psycopg.Connection, folder: Path, events: int, moments: Sequence[datetime], *more: list[dict[str, Any]]
+) -> None:
+    """The sample, a crowd and more rows, shuffled into as many batches as there are moments, with a build for each after its batch."""
+    rows = [json.loads(row) for row in landed_sample(connection, folder, events, seed=7)]
+    rows = [row for row in rows if row["event_id"]] + crowd(5) + [row for part in more for row in part]
+    random.Random(1).shuffle(rows)
+    for number, moment in enumerate(moments):
+        load_files([write(folder / f"{number}.ndjson", rows[number :: len(moments)])])
+        build(as_of=moment.isoformat())
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:

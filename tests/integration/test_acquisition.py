@@ -6,7 +6,6 @@ With AUDIENCE_TEST_DATA the same is asked of real events.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -26,10 +25,9 @@ from psycopg.rows import namedtuple_row
 from orchestration import database, dbt
 from orchestration.build import build
 from orchestration.load import load_files
-from orchestration.verify import verify
 from tests.histories import PLACES
-from tests.projects import AS_OF, END, Questions, landed_sample
-from tests.readings import MOMENT, ORGS, crowd, rate, sessions_of, write
+from tests.projects import AS_OF, END, Questions, assert_exact
+from tests.readings import MOMENT, ORGS, build_in_batches, rate, sessions_of
 
 FUNCTION = "get_audience_acquisition"
 ATTRIBUTIONS = ("first_touch", "last_touch", "last_non_direct", "linear")
@@ -79,14 +77,10 @@ def journeys(seed: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def connection(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection]:
     """The sample, a crowd and journeys, shuffled into two batches with a build after each."""
-    folder = tmp_path_factory.mktemp("acquisition")
     with database.connect(autocommit=True) as opened:
-        rows = [json.loads(row) for row in landed_sample(opened, folder, events=6_000, seed=7)]
-        rows = [row for row in rows if row["event_id"]] + crowd(5) + journeys(3)
-        random.Random(1).shuffle(rows)
-        for number, moment in enumerate(((MOMENT - timedelta(days=3)).isoformat(), AS_OF)):
-            load_files([write(folder / f"{number}.ndjson", rows[number::2])])
-            build(as_of=moment)
+        build_in_batches(
+            opened, tmp_path_factory.mktemp("acquisition"), 6_000, [MOMENT - timedelta(days=3), MOMENT], journeys(3)
+        )
         yield opened
 
 
@@ -475,25 +469,8 @@ def test_a_rule_at_its_limits(connection, compiled_rules, rule):
         assert (given if not is_number else Decimal(given)) == (wanted if not is_number else Decimal(wanted)), rows
 
 
-REFUSED = [
-    (("nobody", END, END), "There is no org 'nobody'"),
-    (("north_hall", END, END - timedelta(days=1)), "ends before it begins: give the earlier date"),
-    (("north_hall", END, None), "is open: give a first and a last local date"),
-    (("north_hall", END, END, "last_click"), "There is no attribution 'last_click': give first_touch, last_touch"),
-    (("north_hall", END, END, None), "There is no attribution null"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=lambda part: str(part)[:40])
-def test_what_cannot_be_answered_is_refused_with_a_sentence(connection, arguments, sentence):
-    with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
-        Questions(connection).ask(FUNCTION, *arguments)
-    assert sentence in refused.value.diag.message_primary
-
-
 def test_every_table_is_exact_after_increments(connection):
-    report = verify(everything=True)
-    assert report.differences == [] and report.waiting == 0
+    assert_exact()
 
 
 def test_on_real_events(connection, audience_test_data: Path):

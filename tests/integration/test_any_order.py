@@ -170,6 +170,12 @@ class World:
         self.incremental.run(step.as_of.isoformat())
         self.slow_connection.commit()
 
+    def go_on(self, number: int, action: Any, moment: str, landing: Landing) -> None:
+        """One action of a story, a build of the moment, and the comparison."""
+        step = Step(datetime.fromisoformat(moment), (action,), in_one_transaction=False, parses_user_agents=True)
+        self.take(step, landing)
+        self.assert_equals_a_full_refresh(number, step)
+
     def assert_equals_a_full_refresh(self, number: int, step: Step) -> None:
         self.full.run(step.as_of.isoformat(), "--full-refresh")
         found = states.differences(self.connection, "audience", "fresh")
@@ -287,9 +293,7 @@ def test_an_alert_opens_closes_and_leaves_with_what_lands(world: World) -> None:
     world.start()
     landing = Landing(rows)
     for number, (action, moment, expected) in enumerate(story):
-        step = Step(datetime.fromisoformat(moment), (action,), in_one_transaction=False, parses_user_agents=True)
-        world.take(step, landing)
-        world.assert_equals_a_full_refresh(number, step)
+        world.go_on(number, action, moment, landing)
         found = world.connection.execute(
             "select count(*) filter (where closed_at is null), count(closed_at) from audience.device_network_alerts"
         ).fetchone()
@@ -322,9 +326,7 @@ def test_a_score_and_what_came_of_it_follow_what_lands(world: World) -> None:
     world.start()
     landing = Landing(rows)
     for number, (action, moment, expected) in enumerate(story):
-        step = Step(datetime.fromisoformat(moment), (action,), in_one_transaction=False, parses_user_agents=True)
-        world.take(step, landing)
-        world.assert_equals_a_full_refresh(number, step)
+        world.go_on(number, action, moment, landing)
         found = world.connection.execute(
             "select propensity_score, visitors_count, buyers_count from audience.propensity_calibration"
             " where score_date = '2026-06-01'"

@@ -14,7 +14,7 @@ from orchestration import database, dbt
 from orchestration.build import BuildReport, build, build_lock
 from orchestration.errors import UserError
 from orchestration.load import load_files
-from tests.projects import AS_OF, RARE, Project, audience, copy_of_project, shuffled_sample
+from tests.projects import AS_OF, RARE, Project, audience, own_project, shuffled_sample
 
 # Builds before the last: what is ahead of their moment waits, and days pass between them.
 EARLIER = ("2026-05-10T09:00:00+00:00", "2026-06-26T02:00:00+00:00")
@@ -45,12 +45,7 @@ def unchanged(row: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def project(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
-    folder = copy_of_project(tmp_path_factory.mktemp("build") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUDIENCE_PROJECT", str(folder))
-        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
-        patch.setenv("DBT_LOG_PATH", str(folder / "logs"))
-        patch.delenv("AUDIENCE_SCHEMA", raising=False)
+    with own_project(tmp_path_factory.mktemp("build") / "project") as folder:
         for batch, moment in zip(shuffled_sample(folder.parent), (*EARLIER, AS_OF), strict=True):
             load_files([batch])
             build(as_of=moment)

@@ -14,11 +14,10 @@ from itertools import pairwise
 from math import ceil
 from typing import Any
 
-import psycopg
 import pytest
 
 from orchestration import database
-from tests.projects import END, Questions, questions_of_sample
+from tests.projects import Questions, questions_of_sample
 from tests.readings import MOMENT, events_of_people, orders_of, rate, sessions_of, slice_of
 
 DRAWS = 120  # for each org
@@ -126,19 +125,3 @@ def test_the_page_loads_of_days_and_weeks_are_those_of_the_devices(answers):
         for mart in ("device_network_page_loads_daily", "device_network_page_loads_weekly", "device_network_daily")
     )
     assert daily == weekly == devices and len(daily) > 20
-
-
-REFUSED = [
-    (("nobody", END, END), "There is no org 'nobody'"),
-    ((None, END, END), "There is no org null"),
-    (("north_hall", END, END - timedelta(days=1)), "ends before it begins: give the earlier date"),
-    (("north_hall", None, END), "The range from null to 2026-06-30 is open"),
-    (("north_hall", date(1999, 1, 1), END), "longer than 3660 days"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=lambda part: str(part)[:40])
-def test_what_cannot_be_answered_is_refused_with_a_sentence(answers, arguments, sentence):
-    with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
-        answers.ask("get_audience_device_network", *arguments)
-    assert sentence in refused.value.diag.message_primary

@@ -5,7 +5,6 @@ With AUDIENCE_TEST_DATA real events are read as well.
 
 from __future__ import annotations
 
-import json
 import random
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -21,9 +20,8 @@ import pytest
 from orchestration import database
 from orchestration.build import build
 from orchestration.load import load_files
-from orchestration.verify import verify
-from tests.projects import AS_OF, landed_sample
-from tests.readings import MOMENT, crowd, events_of_people, orders_of, sessions_of, write
+from tests.projects import AS_OF, assert_exact
+from tests.readings import MOMENT, build_in_batches, events_of_people, orders_of, sessions_of
 
 DRAWS = 100
 RECENT, AT_RISK, CHURNED = timedelta(days=30), timedelta(days=60), timedelta(days=180)
@@ -34,14 +32,8 @@ Transition = tuple[str, date, str, str]
 @pytest.fixture(scope="module")
 def connection(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection]:
     """The sample and a crowd, shuffled into two batches with a build after each: the first three weeks earlier."""
-    folder = tmp_path_factory.mktemp("lifecycle")
     with database.connect(autocommit=True) as opened:
-        rows = [json.loads(row) for row in landed_sample(opened, folder, events=12_000, seed=7)]
-        rows = [row for row in rows if row["event_id"]] + crowd(5)
-        random.Random(1).shuffle(rows)
-        for number, moment in enumerate(((MOMENT - timedelta(days=21)).isoformat(), AS_OF)):
-            load_files([write(folder / f"{number}.ndjson", rows[number::2])])
-            build(as_of=moment)
+        build_in_batches(opened, tmp_path_factory.mktemp("lifecycle"), 12_000, [MOMENT - timedelta(days=21), MOMENT])
         yield opened
 
 
@@ -139,8 +131,7 @@ def test_what_came_into_a_stage_less_what_left_it_is_its_size(connection):
 
 
 def test_every_table_is_exact_after_increments(connection):
-    report = verify(everything=True)
-    assert report.differences == [] and report.waiting == 0
+    assert_exact()
 
 
 def test_on_real_events(connection, audience_test_data: Path):

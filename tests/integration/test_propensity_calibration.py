@@ -7,8 +7,6 @@ asked of real events.
 
 from __future__ import annotations
 
-import json
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,8 +23,8 @@ from orchestration import database
 from orchestration.build import build
 from orchestration.load import load_files
 from orchestration.verify import verify
-from tests.projects import AS_OF, landed_sample
-from tests.readings import MOMENT, ORGS, crowd, events_of_people, orders_of, rate, sessions_of, write
+from tests.projects import AS_OF
+from tests.readings import MOMENT, ORGS, build_in_batches, events_of_people, orders_of, rate, sessions_of
 
 ZONES = {"north_hall": "Europe/Berlin", "harbor_live": "America/New_York", "nowhere": "UTC", "ecom_composite": "UTC"}
 WEEK_STARTS = {**ORGS, "ecom_composite": 1}
@@ -46,14 +44,10 @@ where known.org_id = landed.org_id and known.event_id = landed.event_id and know
 @pytest.fixture(scope="module")
 def connection(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[psycopg.Connection]:
     """The sample and a crowd, shuffled into three batches; the second build is for a moment before the first one's."""
-    folder = tmp_path_factory.mktemp("calibration")
     with database.connect(autocommit=True) as opened:
-        rows = [json.loads(row) for row in landed_sample(opened, folder, events=9_000, seed=7)]
-        rows = [row for row in rows if row["event_id"]] + crowd(5)
-        random.Random(1).shuffle(rows)
-        for number, ago in enumerate((21, 40, 0)):
-            load_files([write(folder / f"{number}.ndjson", rows[number::3])])
-            build(as_of=(MOMENT - timedelta(days=ago)).isoformat())
+        build_in_batches(
+            opened, tmp_path_factory.mktemp("calibration"), 9_000, [MOMENT - timedelta(days=ago) for ago in (21, 40, 0)]
+        )
         yield opened
 
 

@@ -20,7 +20,7 @@ from orchestration.load import load_files
 from orchestration.people import read_catalog
 from orchestration.sample import write_sample
 from tests.filters import HOSTILE, group, rule
-from tests.projects import AS_OF, END, audience, copy_of_project
+from tests.projects import AS_OF, END, audience, own_project
 
 ORG = "north_hall"
 BUYERS = group(rule("orders_count", ">=", 1))
@@ -32,11 +32,7 @@ SHIPPED = {"Cart Abandoners", "Champions", "High-Intent Mobile", "Mobile 3G Non-
 @pytest.fixture(scope="module")
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A built sample, and a copy of the project for the module's own segments."""
-    folder = copy_of_project(tmp_path_factory.mktemp("segments") / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AUDIENCE_PROJECT", str(folder))
-        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
-        patch.setenv("DBT_LOG_PATH", str(folder / "logs"))
+    with own_project(tmp_path_factory.mktemp("segments") / "project") as folder:
         load_files([file.path for file in write_sample(folder.parent / "sample", events=4_000, seed=7, end=END)])
         build(as_of=AS_OF)
         yield folder

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestration import database
-from tests.projects import Questions, copy_of_project, questions_of_sample
+from tests.projects import Questions, own_project, questions_of_sample
 
 GRAINS = ("day", "week", "month")
 CREDITS = [f"{name}_net_revenue" for name in ("first_touch", "last_touch", "last_non_direct", "linear")]
@@ -49,10 +49,10 @@ class Metrics(Questions):
 
 @pytest.fixture(scope="module")
 def asked(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metrics]:
-    folder = copy_of_project(tmp_path_factory.mktemp("metrics") / "project")
-    with pytest.MonkeyPatch.context() as patch, database.connect(autocommit=True) as connection:
-        patch.setenv("DBT_TARGET_PATH", str(folder / "target"))
-        patch.setenv("AUDIENCE_PROJECT", str(folder))
+    with (
+        own_project(tmp_path_factory.mktemp("metrics") / "project") as folder,
+        database.connect(autocommit=True) as connection,
+    ):
         questions_of_sample(connection, folder.parent, events=6_000)
         yield Metrics(connection, folder=folder)
 

@@ -1,12 +1,13 @@
-"""Everything Dagster sees: the dbt graph as assets, its tests as checks, the nightly job and its schedule."""
+"""Everything Dagster sees: the dbt graph as assets, its tests as checks, segments, the nightly job and its schedule."""
 
 import dagster as dg
 
 from orchestration.defs.dbt_graph import audience_dbt_assets, dbt_resource
 from orchestration.defs.schedules import nightly_job, nightly_schedule
+from orchestration.defs.segments import segment_memberships
 
 defs = dg.Definitions(
-    assets=[audience_dbt_assets],
+    assets=[audience_dbt_assets, segment_memberships],
     jobs=[nightly_job],
     schedules=[nightly_schedule],
     resources={"dbt": dbt_resource},

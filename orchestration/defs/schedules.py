@@ -5,11 +5,12 @@ import os
 import dagster as dg
 
 from orchestration.defs.dbt_graph import audience_dbt_assets
+from orchestration.defs.segments import segment_memberships
 
 nightly_job = dg.define_asset_job(
     "nightly",
-    selection=dg.AssetSelection.assets(audience_dbt_assets),
-    description="The whole dbt build, in dependency order.",
+    selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
+    description="The whole dbt build, in dependency order, then the segments.",
 )
 
 nightly_schedule = dg.ScheduleDefinition(

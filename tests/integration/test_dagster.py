@@ -20,6 +20,7 @@ checks = repository.asset_graph.asset_check_keys
 groups = {repository.asset_graph.get(key).group_name for key in assets}
 print(json.dumps({
     "assets": sorted(key.path[-1] for key in assets), "checks": len(checks), "groups": sorted(groups),
+    "night": sorted(key.path[-1] for key in repository.get_job("nightly").asset_layer.executable_asset_keys),
     "cron": nightly_schedule.cron_schedule, "jobs": [job.name for job in repository.get_all_jobs()],
 }))
 """
@@ -68,3 +69,6 @@ def test_tests_are_checks_and_assets_are_grouped(definitions: dict) -> None:
 def test_the_night_is_scheduled(definitions: dict) -> None:
     assert definitions["cron"] == "0 2 * * *"
     assert "nightly" in definitions["jobs"]
+    sources = {"events", "events_removed", "rejected_rows", "user_agents"}
+    assert set(definitions["assets"]) == {*definitions["night"]} | sources
+    assert "segment_memberships" in definitions["night"]

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster
 import psycopg
 import pytest
 import yaml
+from psycopg.types.json import Jsonb
 
 from orchestration import database, dbt, segments
 from orchestration.build import build
+from orchestration.defs.segments import segment_memberships
 from orchestration.errors import CheckFailed, UserError
 from orchestration.filters import parse_filter
 from orchestration.load import load_files
@@ -421,6 +424,27 @@ def test_a_build_materializes_and_a_full_refresh_keeps_segments(connection, file
     assert {(one.entered_count, one.left_count) for one in again.segments} == {(0, 0)}
     assert connection.execute(STAYS, ["Buyers"]).fetchall() == stays
     assert build(as_of=AS_OF, select="orgs").segments == []
+
+
+def test_dagster_materializes_and_shows_counts_alone(connection, files):
+    segments.sync(connection)
+    segments.create_segment(connection, "Buyers | all", ORG, BUYERS)
+    run = dagster.materialize([segment_memberships])
+    (shown,) = [event.materialization.metadata for event in run.get_asset_materialization_events()]
+    stored = {(one.org_id, one.segment_name): one.members_count for one in segments.list_segments(connection)}
+    assert (shown["segments"].value, shown["members"].value) == (len(stored), sum(stored.values()))
+    assert (shown["entered"].value, shown["left"].value) == (sum(stored.values()), 0)
+    buyers = stored[ORG, "Buyers | all"]
+    assert f"| {ORG} | Buyers \\| all | {buyers} | {buyers} | 0 |  |" in shown["by segment"].value.splitlines()
+    assert not any(name in shown["by segment"].value for name in names(connection, MEMBERS))
+
+    broken = Jsonb(group(rule("gone", "=", 1)))
+    connection.execute(
+        "update audience_state.audience_segments set filter = %s where segment_name = 'Buyers | all'", [broken]
+    )
+    again = dagster.materialize([segment_memberships], raise_on_error=False)
+    assert not again.success
+    assert current(connection, "Buyers | all") == names(connection, MEMBERS)
 
 
 def test_the_tables_are_made_beside_those_of_an_older_release(database):

@@ -188,7 +188,7 @@ def test_every_variable_is_used_and_every_used_one_is_declared():
     texts = [file for folder in ("macros", "models", "functions", "tests/dbt") for file in sql_files(folder)]
     texts += [file for folder in ("models", "seeds", "functions") for file in (PROJECT / folder).rglob("*.yml")]
     used = set(re.findall(r"\bvar\(\s*['\"](\w+)['\"]", "\n".join(file.read_text() for file in texts)))
-    runner = "\n".join(file.read_text() for file in (PROJECT / "orchestration").glob("*.py"))
+    runner = "\n".join(file.read_text() for file in (PROJECT / "orchestration").rglob("*.py"))
     used |= set(re.findall(r"\bvariables(?:\(\))?\[\"(\w+)\"\]", runner))
     assert not declared - used, "declared in dbt_project.yml and used nowhere"
     assert not used - declared, "used, but without a documented default in dbt_project.yml"

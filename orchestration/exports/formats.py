@@ -60,7 +60,8 @@ class Write(Protocol):
 @dataclass(frozen=True)
 class Format:
     """How a file is written. suffix: of its name. is_personal: whatever it holds is personal data; a file of another format
-    is if a column of it is. reads: the columns of an export that it takes, of those that are there; None: all of them.
+    is if a column of it is. reads: the columns of an export that it takes, of those that are there; None: all of them. One
+    that reads no `change` is a list to add or a list to remove: of a delta it takes who entered or who left, not both.
     """
 
     suffix: str

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestration.exports.formats import FORMATS
 from orchestration.filters import OPERATORS
 from orchestration.people import read_catalog
 
@@ -173,6 +174,11 @@ def test_every_field_and_operator_of_filters_is_in_the_documentation():
     assert not {
         name for name in (*catalog.fields.columns, *catalog.fields.event_types, *OPERATORS) if f"`{name}`" not in text
     }
+
+
+def test_every_format_of_exports_is_in_the_documentation():
+    text = (PROJECT / "docs/export_formats.md").read_text()
+    assert not {name for name in FORMATS if f"| `{name}` |" not in text}
 
 
 def test_every_metric_is_in_the_documentation():

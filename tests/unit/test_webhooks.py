@@ -243,6 +243,12 @@ def test_a_public_address_is_what_is_connected_to(export, monkeypatch, address):
     assert asked == ["hook.example"] * 5
 
 
+def test_the_next_attempt_takes_the_next_address(export, receiver, monkeypatch, pauses):
+    resolve_to(monkeypatch, ["127.0.0.2", "127.0.0.1"])  # nobody listens on the first
+    destinations.deliver(export, url_of(receiver, "rebound.example"), DELIVERY)
+    assert len(receiver.requests) == 1 and len(pauses) == 1
+
+
 def test_the_address_that_was_checked_is_connected_to_whatever_the_name_says_next(export, receiver, monkeypatch):
     asked = resolve_to(monkeypatch, ["127.0.0.1"], ["198.51.100.1"])
     destinations.deliver(export, url_of(receiver, "rebound.example"), DELIVERY)

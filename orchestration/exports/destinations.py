@@ -28,7 +28,7 @@ def check(url: str) -> None:
     elif scheme in _LOCAL:
         _folder(url)
     else:
-        _store(url)
+        _check_store(url)
 
 
 def deliver(file: Path, url: str, delivery: Delivery) -> str:
@@ -53,14 +53,14 @@ def _scheme(url: str) -> str:
 
 
 def _folder(url: str) -> Path:
-    folder = Path(url).expanduser()
+    folder = Path(url)
     if _scheme(url):
         parts = urlsplit(url)
         if parts.netloc not in ("", "localhost"):
             raise UserError(f"{safe_name(url)} names a host: a folder of this machine is file:///folder.")
         folder = Path(unquote(parts.path))
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {safe_name(url)}: make it, or correct the destination.")
+    if not url or not folder.is_dir():
+        raise UserError(f"There is no folder {safe_name(url)!r}: make it, or correct the destination.")
     return folder.absolute()
 
 
@@ -79,8 +79,8 @@ def _copy(file: Path, target: Path, delivery: Delivery) -> str:
         _sync(target.parent)
     except OSError as error:
         raise UserError(
-            f"{file.name} could not be copied into {target.parent} ({error.strerror}): nothing of it is there. "
-            "Make room or give the rights, then deliver it again."
+            f"{file.name} could not be copied into {target.parent} ({error.strerror}): "
+            "make room or give the rights, then deliver it again."
         ) from error
     return str(target)
 
@@ -113,33 +113,33 @@ def _delivered_before(file: Path, there: BinaryIO, target: str) -> str:
 # A store
 
 
-def _store(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the folder in it."""
+def _check_store(url: str) -> None:
     name, scheme = safe_name(url), _scheme(url)
     parts = urlsplit(url)
     if "::" in url:
         raise UserError(f"{name} chains file systems: name the one that shall hold the export.")
-    if ":" in parts.netloc.rpartition("@")[0] or parts.query:
+    if ":" in parts.netloc.rpartition("@")[0] or parts.query or parts.fragment:
         raise UserError(
             f"The destination {name} has a password or options in it, which others would read: leave them out. "
             "The driver reads them from its own environment variables, fsspec from its configuration files."
         )
     try:
-        return fsspec.url_to_fs(url)
+        fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise UserError(f"{scheme}:// needs a driver that is not installed ({error}): install it with pip.") from error
     except ValueError as error:
         raise UserError(
-            f"{name} is no destination ({excerpt(str(error))}): give a folder, https://, or a URL that fsspec knows, such as s3://bucket/folder."
+            f"{name} is no destination ({error}): give a folder, https://, or a URL that fsspec knows, such as s3://bucket/folder."
         ) from error
 
 
 def _upload(file: Path, url: str, delivery: Delivery) -> str:
+    _check_store(url)
     name = f"{safe_name(url).rstrip('/')}/{file.name}"
     try:
-        store, folder = _store(url)
+        # not one that was kept: its connection and what it knows of the folder may be old
+        store, folder = fsspec.url_to_fs(url, skip_instance_cache=True)
         target = f"{folder.rstrip('/')}/{file.name}"
-        store.invalidate_cache()
         if store.exists(target):
             with store.open(target, "rb") as there:
                 return _delivered_before(file, there, name)

@@ -107,8 +107,9 @@ def _receiver(url: str) -> _Receiver:
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
-    except ValueError as error:
-        raise UserError(f"{name} is no URL ({error}): correct it.") from error
+    except ValueError:
+        # which may quote a password
+        raise UserError(f"{name} is no URL: correct its host or port.") from None
     if not url.isascii() or not url.isprintable() or set(url) & set(" \\") or not host:
         raise UserError(f"{name} is no URL of a webhook: give https://host/path in ASCII, without spaces.")
     if "@" in parts.netloc:

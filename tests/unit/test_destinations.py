@@ -74,9 +74,11 @@ def test_what_was_delivered_is_not_delivered_again_and_another_file_not_overwrit
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("{}/nowhere", "There is no folder .*nowhere: make it"),
+        ("{}/nowhere", "There is no folder .*nowhere': make it"),
         ("file://server{}", "names a host"),
         ("{}/champions.csv", "There is no folder"),
+        ("", "There is no folder ''"),
+        ("~nobody/exports", "There is no folder"),
     ],
 )
 def test_a_folder_that_is_none_is_refused(export, tmp_path, url, sentence):
@@ -91,7 +93,7 @@ def test_a_copy_that_fails_leaves_nothing(export, folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(destinations.shutil, "copyfileobj", full)
-    with pytest.raises(UserError, match=r"champions\.csv could not be copied .*No space left on device.*: nothing"):
+    with pytest.raises(UserError, match=r"champions\.csv could not be copied .*No space left on device.*: make room"):
         destinations.deliver(export, str(folder), DELIVERY)
     assert not list(folder.iterdir())
 
@@ -209,6 +211,7 @@ def test_an_upload_that_fails_leaves_nothing_and_tells_no_secret(export, monkeyp
         ("hf://bucket", r"hf:// needs a driver that is not installed \(Install huggingface_hub"),
         ("memory://key:hunter2@bucket/x", "has a password or options in it"),
         ("memory://bucket/x?sig=hunter2", "has a password or options in it"),
+        ("memory://bucket/x#hunter2", "has a password or options in it"),
         ("simplecache::memory://bucket", "chains file systems"),
     ],
 )
@@ -238,6 +241,19 @@ def test_a_store_that_cannot_be_is_refused_without_its_secrets(export, url, sent
 )
 def test_the_name_of_a_destination_tells_no_secret(url, name):
     assert safe_name(url) == name
+
+
+def test_a_driver_connects_when_something_is_delivered_and_not_before(export, monkeypatch):
+    class Closed(MemoryFileSystem):
+        def __init__(self, **_):
+            raise ValueError("account key is missing")
+
+    monkeypatch.setitem(drivers, "closed", Closed)
+    destinations.check("closed://bucket")
+    with pytest.raises(
+        UserError, match=r"closed://bucket/champions\.csv could not be written \(ValueError: account key"
+    ):
+        destinations.deliver(export, "closed://bucket", DELIVERY)
 
 
 def test_an_excerpt_is_short_and_on_one_line():

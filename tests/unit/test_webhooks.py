@@ -275,7 +275,8 @@ def test_what_is_not_encrypted_stays_on_this_machine(export, monkeypatch):
         ("https://hook.example\\@other.example/", "is no URL of a webhook"),
         ("https://b\u00fccher.example/", "is no URL of a webhook"),
         ("https://[::1/", "is no URL"),
-        ("https://hook.example:99999/", "is no URL"),
+        ("https://hook.example:99999/", "is no URL: correct its host or port"),
+        ("https://user:hunter2/x@hook.example/", "https://... is no URL"),
     ],
 )
 def test_a_url_that_is_none_is_refused_before_anything_is_asked(export, monkeypatch, url, sentence):

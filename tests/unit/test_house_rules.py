@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestration.exports.formats import FORMATS
 from orchestration.filters import OPERATORS
 from orchestration.people import read_catalog
 
@@ -175,6 +176,11 @@ def test_every_field_and_operator_of_filters_is_in_the_documentation():
     }
 
 
+def test_every_format_of_exports_is_in_the_documentation():
+    text = (PROJECT / "docs/export_formats.md").read_text()
+    assert not {name for name in FORMATS if f"| `{name}` |" not in text}
+
+
 def test_every_metric_is_in_the_documentation():
     declared = yaml.safe_load((PROJECT / "models/marts/_semantic_models.yml").read_text())["metrics"]
     text = (PROJECT / "docs/metrics.md").read_text()
@@ -188,7 +194,7 @@ def test_every_variable_is_used_and_every_used_one_is_declared():
     texts = [file for folder in ("macros", "models", "functions", "tests/dbt") for file in sql_files(folder)]
     texts += [file for folder in ("models", "seeds", "functions") for file in (PROJECT / folder).rglob("*.yml")]
     used = set(re.findall(r"\bvar\(\s*['\"](\w+)['\"]", "\n".join(file.read_text() for file in texts)))
-    runner = "\n".join(file.read_text() for file in (PROJECT / "orchestration").glob("*.py"))
+    runner = "\n".join(file.read_text() for file in (PROJECT / "orchestration").rglob("*.py"))
     used |= set(re.findall(r"\bvariables(?:\(\))?\[\"(\w+)\"\]", runner))
     assert not declared - used, "declared in dbt_project.yml and used nowhere"
     assert not used - declared, "used, but without a documented default in dbt_project.yml"

@@ -162,7 +162,8 @@ def preview(connection: psycopg.Connection, document: Any, org_id: str) -> Previ
     groups = _run(
         connection, _PREVIEW, selection.parameters, source=selection.source, eligible=selection.eligible,
         condition=compiled.condition, rules=sql.SQL("").join(rules), decided_by=sql.SQL(_decided_by(compiled)),
-        alone=sql.SQL("".join(f", count(*) filter (where rule_{number})" for number in range(len(rules)))),
+        alone=sql.SQL("".join(f", cast(coalesce(sum(people_count) filter (where rule_{number}), 0) as bigint)" for number in range(len(rules)))),
+        places=sql.SQL(", ".join(str(place + 1) for place in range(3 + len(rules)))),
     ).fetchall()  # fmt: skip
     size, consented, contactable = (sum(row[figure] for row in groups) for figure in (2, 3, 4))
     negated = compiled.document.get("not", False)
@@ -189,20 +190,21 @@ def _rule_counts(compiled: Filter, groups: Sequence[tuple[int, ...]]) -> list[Ru
     return counts
 
 
-# offset 0: a rule is evaluated once for a person, not once for each figure that it is in. Contacts are looked up for
-# members alone: a null is not.
+# People are counted first by what they match, in parallel and each rule evaluated once for a person; the figures are sums
+# of these few rows. Contacts are looked up for members alone: a null is not.
 _PREVIEW = """
-select {decided_by}, count(*), count(*) filter (where is_member), count(*) filter (where is_member and is_consented),
-    count(contacts.visitor_id){alone}
+select {decided_by}, cast(sum(people_count) as bigint), cast(coalesce(sum(people_count) filter (where is_member), 0) as bigint),
+    cast(coalesce(sum(people_count) filter (where is_member and is_consented), 0) as bigint),
+    cast(coalesce(sum(people_count) filter (where is_contactable), 0) as bigint){alone}
 from (
-    select people.visitor_id, people.is_consented, {condition} as is_member{rules}
+    select {condition} as is_member, people.is_consented, contacts.visitor_id is not null as is_contactable{rules}, count(*) as people_count
     {source}
+    left join {contacts} as contacts
+        on contacts.org_id = %(org_id)s and contacts.visitor_id = case when {condition} then people.visitor_id end
+        and (contacts.email is not null or contacts.phone is not null)
     where {eligible}
-    offset 0
+    group by {places}
 ) as figures
-left join {contacts} as contacts
-    on contacts.org_id = %(org_id)s and contacts.visitor_id = case when figures.is_member then figures.visitor_id end
-    and (contacts.email is not null or contacts.phone is not null)
 group by 1
 """
 

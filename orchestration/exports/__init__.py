@@ -1,0 +1,1 @@
+"""Exports of segments: the door of the database, the log behind it, formats and files."""

@@ -29,6 +29,7 @@ BLOCK_BYTES = 1 << 20
 UNFINISHED = """
 select * from (select distinct on (export_id) * from {log} order by export_id, log_number desc) as last
 where outcome in ('requested', 'completed') and (%(is_owner)s or login_name = session_user)
+    and export_id = coalesce(%(export_id)s, export_id)
 order by log_number
 """
 
@@ -67,7 +68,7 @@ def export_segment(
 def write_file(connection: psycopg.Connection, entry: door.Entry) -> Export:
     """Reads an accepted request into its file. Raises UserError when that ends early, which is logged."""
     try:
-        sha256 = _write(connection, entry)
+        sha256 = stream(connection, entry)
         entry = door.record(connection, entry.export_id, "completed", sha256)
     except BaseException as error:
         _abandon(connection, entry, error)
@@ -89,35 +90,39 @@ def recover(connection: psycopg.Connection) -> list[door.Entry]:
 
     Returns their new rows in the log. A complete file that is not on this machine is left to the one that has it.
     """
+    return [done for entry in unfinished(connection) if (done := _recover(connection, entry.export_id))]
+
+
+def unfinished(connection: psycopg.Connection, export_id: UUID | None = None) -> list[door.Entry]:
+    """Exports, or one, of which the log has no end yet: of this login, and for the owner of anybody."""
     query = sql.SQL(UNFINISHED).format(log=sql.Identifier(f"{target_schema()}_state", "segment_export_log"))
     with connection.cursor(row_factory=class_row(door.Entry)) as cursor:
-        unfinished = cursor.execute(query, {"is_owner": _is_owner(connection)}).fetchall()
-    return [done for entry in unfinished if (done := _recover(connection, entry))]
+        return cursor.execute(query, {"is_owner": _is_owner(connection), "export_id": export_id}).fetchall()
 
 
-def _recover(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | None:
-    key = f"audience export {entry.export_id}"
+def _recover(connection: psycopg.Connection, export_id: UUID) -> door.Entry | None:
+    key = f"audience export {export_id}"
     lock = "select pg_try_advisory_lock(hashtextextended(%s, 42))"
     if not connection.execute(lock, [key]).fetchone()[0]:  # its process lives
         return None
     try:
-        part, file = _part(entry), _file(entry)
-        if entry.outcome == "requested":
-            done = door.record(
-                connection, entry.export_id, "failed", reason="its process ended before the file was complete"
-            )
-            part.unlink(missing_ok=True)
-            return done
-        found = next((path for path in (part, file) if path.exists()), None)
+        # read under the lock: it may have ended meanwhile
+        return next((_finish(connection, entry) for entry in unfinished(connection, export_id)), None)
+    finally:
+        connection.execute("select pg_advisory_unlock(hashtextextended(%s, 42))", [key])
+
+
+def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | None:
+    part, reason = _part(entry), "its process ended before the file was complete"
+    if entry.outcome == "completed":
+        found = next((path for path in (part, _file(entry)) if path.exists()), None)
         if found is None:
             return None
         if _sha256(found) == entry.file_sha256:
             return _deliver(connection, entry).entry
-        done = door.record(connection, entry.export_id, "failed", reason="the file is not the one that was written")
-        part.unlink(missing_ok=True)
-        return done
-    finally:
-        connection.execute("select pg_advisory_unlock(hashtextextended(%s, 42))", [key])
+        reason = "the file is not the one that was written"
+    part.unlink(missing_ok=True)  # first: after the row nobody would look for it
+    return door.record(connection, entry.export_id, "failed", reason=reason)
 
 
 def _is_owner(connection: psycopg.Connection) -> bool:
@@ -140,7 +145,7 @@ def _usable(folder: Path | None) -> Path:
 
 
 def _file(entry: door.Entry) -> Path:
-    names = [re.sub(r"\W+", "_", name.lower()).strip("_")[:60] for name in (entry.org_id, entry.segment_name)]
+    names = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] for name in (entry.org_id, entry.segment_name)]
     return Path(entry.destination) / "-".join([*names, f"{entry.export_id}.{entry.format}"])
 
 
@@ -149,7 +154,7 @@ def _part(entry: door.Entry) -> Path:
     return file.with_name(f"{file.name}.part")
 
 
-def _write(connection: psycopg.Connection, entry: door.Entry) -> str:
+def stream(connection: psycopg.Connection, entry: door.Entry) -> str:
     """Streams the rows into the .part file, which is on the disk on return; the sha256 of its bytes."""
     digest, block = hashlib.sha256(), bytearray()
     with os.fdopen(os.open(_part(entry), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
@@ -185,8 +190,8 @@ def _deliver(connection: psycopg.Connection, entry: door.Entry) -> Export:
 def _abandon(connection: psycopg.Connection, entry: door.Entry, error: BaseException) -> None:
     """Logs a failure and removes what was written; without a connection the next recovery does."""
     if not connection.closed:
-        door.record(connection, entry.export_id, "failed", reason=_sentence(error))
         _part(entry).unlink(missing_ok=True)
+        door.record(connection, entry.export_id, "failed", reason=_sentence(error))
 
 
 def _sentence(error: BaseException) -> str:

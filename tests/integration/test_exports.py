@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -331,9 +332,7 @@ def test_killed_anywhere_the_log_tells_the_truth_and_the_next_one_completes(conn
         process.wait()
         assert_truthful(connection)
     deadline = time.monotonic() + 30  # the server notices that a client is gone
-    while (
-        runner.recover(connection) or connection.execute(runner.UNFINISHED.format(log=LOG), {"is_owner": True}).rowcount
-    ):
+    while runner.recover(connection) or runner.unfinished(connection):
         assert time.monotonic() < deadline, "an export is still open"
         time.sleep(0.1)
     assert {outcome for outcome, *_ in logged(connection)} >= {"delivered", "failed"}
@@ -342,6 +341,22 @@ def test_killed_anywhere_the_log_tells_the_truth_and_the_next_one_completes(conn
     assert_truthful(connection)
     assert not list(done.file.parent.glob("*.part"))
     log.verify_log()
+
+
+def test_recovery_delivers_a_complete_file_and_gives_up_another(connection):
+    segments.materialize(connection)
+    ends = {}
+    for damage in ("", "x"):
+        entry = door.request(connection, ORG, "Every body", "a test", include_pii=False, is_delta=False, format_name="csv",
+                             destination=str(log.exports_folder()))  # fmt: skip
+        entry = door.record(connection, entry.export_id, "completed", runner.stream(connection, entry))
+        part = next(log.exports_folder().glob(f"*{entry.export_id}.csv.part"))
+        part.write_bytes(part.read_bytes() + damage.encode())
+        ends[entry.export_id] = "failed" if damage else "delivered"
+    assert {done.export_id: done.outcome for done in runner.recover(connection)} == ends
+    (file,) = log.exports_folder().glob("*every_body*")
+    assert ends[UUID(file.stem[-36:])] == "delivered" and file.suffix == ".csv"
+    assert runner.recover(connection) == []
 
 
 def assert_truthful(connection: psycopg.Connection) -> None:

@@ -427,6 +427,88 @@ def segments_materialize(
     segments.check(done)
 
 
+exports_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What became of exports.")
+segments_app.add_typer(exports_app, name="exports")
+
+
+@segments_app.command(
+    "export", epilog='Example: audience segments export Champions --org north_hall --purpose "Spring newsletter"'
+)
+def segments_export(
+    name: SegmentName,
+    purpose: Annotated[str, typer.Option(help="What the list is for; it is logged.")] = "",
+    org: Org = None,
+    include_pii: Annotated[bool, typer.Option("--include-pii", help="Contact details, too; for admins.")] = False,
+    format_name: Annotated[str, typer.Option("--format", help="csv or ndjson.")] = "csv",
+    to: Annotated[Path | None, typer.Option(help="A folder. Default: exports in AUDIENCE_HOME.")] = None,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Who entered and who left since the last acknowledged export.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write who is in a segment into a file; every attempt is logged."""
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    with segments.connect() as connection:
+        done = runner.export_segment(
+            connection, name, purpose, org, include_pii=include_pii, is_delta=delta, format_name=format_name, folder=to
+        )
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        _reporter().print_export(done)
+
+
+@segments_app.command(
+    "acknowledge", epilog="Example: audience segments acknowledge 7d3f0e52-4b0a-4a43-9c1e-0f6a3c1d2e5b"
+)
+def segments_acknowledge(
+    export_id: Annotated[str, typer.Argument(metavar="EXPORT_ID", help="Of an export that was delivered.")],
+) -> None:
+    """Say that an export was taken: later deltas begin there."""
+    from uuid import UUID
+
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    try:
+        export = UUID(export_id)
+    except ValueError as error:
+        raise UserError(f"{export_id!r} is no id of an export: give the one that the export printed.") from error
+    with segments.connect() as connection:
+        entry = runner.acknowledge(connection, export)
+    print(f"Export {entry.export_id} of {entry.segment_name} of {entry.org_id} is acknowledged.")
+
+
+@exports_app.command("recover", epilog="Example: audience segments exports recover")
+def exports_recover() -> None:
+    """Finish exports whose process was killed; each export does this first."""
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    with segments.connect() as connection:
+        done = runner.recover(connection)
+    for entry in done:
+        print(f"{entry.export_id} of {entry.segment_name} of {entry.org_id}: {entry.outcome}")
+    if not done:
+        print("Every export has ended.")
+
+
+@app.command("verify-log", epilog="Example: audience verify-log")
+def verify_log(as_json: AsJson = False) -> None:
+    """Compute the chain of the export log again; 1 if any row was changed, removed or written anew."""
+    from orchestration.exports import log
+
+    report = log.verify_log()
+    if as_json:
+        _print_json(asdict(report))
+    else:
+        print(
+            f"exact: {report.rows:,} rows are as they were written, and agree with {report.heads:,} heads kept outside."
+        )
+
+
 @segments_app.command("sync", epilog="Example: audience segments sync --plan")
 def segments_sync(
     plan: Annotated[

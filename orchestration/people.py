@@ -98,12 +98,9 @@ def customers_as_of(connection: psycopg.Connection) -> datetime:
     """The moment for which the customers were last built. Raises UserError before the first build."""
     schema = target_schema()
     found = connection.execute(
-        sql.SQL("select as_of from {} where model = 'audience_customers' and to_regclass(%s) is not null").format(
-            sql.Identifier(f"{schema}_state", "model_state")
-        ),
-        [f"{schema}.audience_customers"],
+        sql.SQL("select {}()").format(sql.Identifier(f"{schema}_state", "customers_as_of"))
     ).fetchone()
-    if not found:
+    if found == (None,):
         raise UserError(f"Nothing was built in schema {schema} yet: run audience build, then run this again.")
     return found[0]
 

@@ -56,12 +56,12 @@ class RuleCount:
 @dataclass(frozen=True)
 class Preview:
     """A filter's figures. size: members, as an export lists them; contactable_count: those with an e-mail address or a phone
-    number; consented_count: those who said yes."""
+    number, None for a login that may not read contacts; consented_count: those who said yes."""
 
     org_id: str
     as_of: datetime
     size: int
-    contactable_count: int
+    contactable_count: int | None
     consented_count: int
     combinator: str
     is_negated: bool
@@ -103,23 +103,28 @@ class Declared:
 
 def connect() -> psycopg.Connection:
     """A connection to a database that has the tables of segments."""
-    dbt.ensure_table(f"{target_schema()}_state.segment_memberships")
+    dbt.ensure_table(f"{target_schema()}_state.segment_export_members")
     return database.connect(autocommit=True, application_name="audience segments")
 
 
 def _run(
     connection: psycopg.Connection, query: str, parameters: dict[str, Any], **parts: sql.Composable
 ) -> psycopg.Cursor[Any]:
-    """A statement in which {segments}, {memberships}, {customers} and {contacts} are tables and other names are `parts`."""
+    """A statement in which {segments}, {memberships} and {customers} are tables and other names are `parts`."""
     schema = target_schema()
     tables = {
         "segments": sql.Identifier(f"{schema}_state", "audience_segments"),
         "memberships": sql.Identifier(f"{schema}_state", "segment_memberships"),
         "customers": sql.Identifier(schema, "audience_customers"),
-        "contacts": sql.Identifier(f"{schema}_contacts", "customer_contacts"),
     }
-    # Never prepared: the plan is made for the values of this filter.
-    return connection.execute(sql.SQL(query).format(**tables, **parts), parameters, prepare=False)
+    try:
+        # Never prepared: the plan is made for the values of this filter.
+        return connection.execute(sql.SQL(query).format(**tables, **parts), parameters, prepare=False)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise UserError(
+            f"{connection.info.user} may not do this ({error.diag.message_primary}): analysts change stored segments of their orgs; "
+            "the rest, and filters that count events, need the owner of the tables."
+        ) from error
 
 
 # Reading
@@ -159,13 +164,21 @@ def preview(connection: psycopg.Connection, document: Any, org_id: str) -> Previ
     selection = select_people(document, org_id, as_of, read_catalog())
     compiled = selection.filter
     rules = [sql.SQL(f", {{}} as rule_{number}").format(part.condition) for number, part in enumerate(compiled.parts)]
+    schema = f"{target_schema()}_contacts"
+    (reads_contacts,) = connection.execute("select has_schema_privilege(%s, 'usage')", [schema]).fetchone()
+    contacts = sql.SQL(_CONTACTS).format(
+        contacts=sql.Identifier(schema, "customer_contacts"), condition=compiled.condition
+    )
     groups = _run(
-        connection, _PREVIEW, selection.parameters, source=selection.source, eligible=selection.eligible,
+        connection, _PREVIEW, selection.parameters, contactable=sql.SQL("contacts.visitor_id is not null" if reads_contacts else "false"),
+        contacts_of_members=contacts if reads_contacts else sql.SQL(""), source=selection.source, eligible=selection.eligible,
         condition=compiled.condition, rules=sql.SQL("").join(rules), decided_by=sql.SQL(_decided_by(compiled)),
         alone=sql.SQL("".join(f", cast(coalesce(sum(people_count) filter (where rule_{number}), 0) as bigint)" for number in range(len(rules)))),
         places=sql.SQL(", ".join(str(place + 1) for place in range(3 + len(rules)))),
     ).fetchall()  # fmt: skip
     size, consented, contactable = (sum(row[figure] for row in groups) for figure in (2, 3, 4))
+    if not reads_contacts:
+        contactable = None
     negated = compiled.document.get("not", False)
     return Preview(
         org_id, as_of, size, contactable, consented, compiled.document["combinator"], negated, _rule_counts(compiled, groups)
@@ -197,15 +210,18 @@ select {decided_by}, cast(sum(people_count) as bigint), cast(coalesce(sum(people
     cast(coalesce(sum(people_count) filter (where is_member and is_consented), 0) as bigint),
     cast(coalesce(sum(people_count) filter (where is_contactable), 0) as bigint){alone}
 from (
-    select {condition} as is_member, people.is_consented, contacts.visitor_id is not null as is_contactable{rules}, count(*) as people_count
+    select {condition} as is_member, people.is_consented, {contactable} as is_contactable{rules}, count(*) as people_count
     {source}
-    left join {contacts} as contacts
-        on contacts.org_id = %(org_id)s and contacts.visitor_id = case when {condition} then people.visitor_id end
-        and (contacts.email is not null or contacts.phone is not null)
+    {contacts_of_members}
     where {eligible}
     group by {places}
 ) as figures
 group by 1
+"""
+_CONTACTS = """
+    left join {contacts} as contacts
+        on contacts.org_id = %(org_id)s and contacts.visitor_id = case when {condition} then people.visitor_id end
+        and (contacts.email is not null or contacts.phone is not null)
 """
 
 
@@ -308,12 +324,11 @@ def _update(
     description: str | None,
     filter_: dict[str, Any] | None,
 ) -> None:
-    """Writes what is not None."""
+    """Writes what is not None. The version of the filter is counted by the table."""
     _run(
         connection,
         """
         update {segments} set description = coalesce(%(description)s, description), filter = coalesce(%(filter)s, filter),
-            filter_version = filter_version + cast(filter <> coalesce(%(filter)s, filter) as integer),
             updated_at = clock_timestamp()
         where org_id = %(org)s and segment_name = %(name)s
         """,

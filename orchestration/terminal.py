@@ -15,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from orchestration.build import BuildReport
+    from orchestration.exports.runner import Export
     from orchestration.load import LoadReport
     from orchestration.members import Member
     from orchestration.segments import Change, Materialization, Preview, Segment
@@ -137,8 +138,9 @@ def print_preview(preview: Preview) -> None:
     _table(
         "Rules" + (", all of them negated" if preview.is_negated else ""), ("", "rule", "alone", joined), rows, left=2
     )
+    contactable = "an unknown number" if preview.contactable_count is None else f"{preview.contactable_count:,}"
     out.print(
-        f"{preview.size:,} people of {preview.org_id}, as of {preview.as_of}: {preview.contactable_count:,} with an e-mail address "
+        f"{preview.size:,} people of {preview.org_id}, as of {preview.as_of}: {contactable} with an e-mail address "
         f"or a phone number, {preview.consented_count:,} who consented.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
@@ -151,6 +153,19 @@ def print_materializations(done: list[Materialization]) -> None:
         for one in done
     ]
     _table("Members of segments", ("org", "segment", "members", "entered", "left"), rows, left=2)
+
+
+def print_export(done: Export) -> None:
+    """Where an export is, and what is in it."""
+    entry = done.entry
+    if entry.reason:
+        out.print(entry.reason, markup=False, soft_wrap=True)
+    changes = f" ({entry.entered_count:,} entered, {entry.left_count:,} left)" if "change" in entry.columns else ""
+    out.print(
+        f"{entry.rows_count:,} rows{changes} of {entry.segment_name} of {entry.org_id} in {done.file}; {entry.suppressed_count:,} "
+        f"members suppressed. Export {entry.export_id}.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def print_changes(changes: list[Change], is_plan: bool) -> None:

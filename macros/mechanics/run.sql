@@ -43,6 +43,7 @@
 {% endfor %}
 {% do run_query(follow_cluster_sql()) %}
 {% if var('roles_are_needed') %}{% do run_query(ensure_roles_sql()) %}{% endif %}
+{% do run_query(secure_exports_sql()) %}
 {% endmacro %}
 
 
@@ -117,6 +118,7 @@ end $$;
 
 {{ rights_ddl() }}
 {{ segments_ddl() }}
+{{ exports_ddl() }}
 {% endmacro %}
 
 

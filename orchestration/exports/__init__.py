@@ -1,1 +1,1 @@
-"""Exports: a segment's people as files, in the formats of ad platforms and others, and delivered."""
+"""Exports of segments: the door of the database, the log behind it, formats, files and where they go."""

@@ -41,6 +41,15 @@ SEEDS = {
     "quality_weights",
 }
 EXPOSED = {f"audience.{name}" for name in MARTS} | {f"audience_seeds.{name}" for name in SEEDS}
+# What analysts, and so admins, have beside: segments, their members and the log; contact details leave by the door alone.
+OF_ANALYSTS = {
+    "audience_state.audience_segments": {"select", "insert", "delete"}, "audience_state.segment_memberships": {"select"},
+    "audience_state.segment_export_log": {"select"},
+}  # fmt: skip
+DOOR = {
+    f"audience_state.{name}"
+    for name in ("customers_as_of", "request_segment_export", "read_segment_export", "record_segment_export")
+}
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}
 }
@@ -68,7 +77,7 @@ with rights as (
     where nspname ~ '^(audience(_.*)?|analytics)$'
     union all
     select format('%I.%I', nspname, proname), proowner, coalesce(proacl, acldefault('f', proowner))
-    from pg_proc join pg_namespace on pg_namespace.oid = pronamespace where nspname = 'audience'
+    from pg_proc join pg_namespace on pg_namespace.oid = pronamespace where nspname in ('audience', 'audience_state')
     union all
     select nspname, nspowner, nspacl from pg_namespace where nspname ~ '^(audience(_.*)?|analytics)$'
 )
@@ -209,6 +218,7 @@ def test_without_an_org_no_row_is_seen(project):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_nothing_but_what_is_granted_is_readable(project, name):
     others = {relation for (relation,) in project.connection.execute(RELATIONS)} - EXPOSED
+    others -= set() if name == "reader" else OF_ANALYSTS.keys()
     assert {"audience_contacts.customer_contacts", "audience_state.org_members", "analytics.events"} < others
     with logged_in(name) as connection:
         for relation in others:
@@ -413,6 +423,15 @@ def test_grants_are_those_declared(project):
         (f"audience.{name}", "execute", "audience_reader") for name in (*QUESTIONS, "calculate_propensity_score")
     }
     expected |= {(schema, "usage", "audience_reader") for schema in ("audience", "audience_seeds")}
+    expected |= {(name, privilege, "audience_analyst") for name, held in OF_ANALYSTS.items() for privilege in held}
+    expected |= {(name, "execute", "audience_analyst") for name in DOOR} | {
+        ("audience_state", "usage", "audience_analyst")
+    }
+    expected.add(("a column of audience_state.audience_segments", "update", "audience_analyst"))
+    # as their caller, who may change nothing by them; and the orgs of who asks, for policies
+    expected |= {
+        (f"audience_state.{name}", "execute", "public") for name in ("secure", "policy_version", "readable_orgs")
+    }
     assert set(project.connection.execute(GRANTED).fetchall()) == expected
     groups = "select roleid::regrole::text, member::regrole::text from pg_auth_members where member::regrole::text ~ '^audience_'"
     assert set(project.connection.execute(groups).fetchall()) == {
@@ -448,20 +467,25 @@ def test_every_exposed_relation_is_secured(project):
         " and exists (select from aclexplode(relacl) where grantee <> relowner)"
     )
     found = project.connection.execute(exposed).fetchall()
-    assert {name for name, *_ in found} == EXPOSED
+    assert {name for name, *_ in found} == EXPOSED | OF_ANALYSTS.keys()
     for name, kind, is_secured, is_invoker, policies in found:
         if kind == "v":
             assert is_invoker, f"{name} reads with its owner's rights"
         else:
-            assert kind == "r" and is_secured and len(policies) == 1, name
-            assert ("readable_orgs()" in policies[0]) == (name not in WITHOUT_ORG), name
+            assert kind == "r" and is_secured and len(policies) == 1 + (name == "audience_state.audience_segments"), (
+                name
+            )
+            assert all(("readable_orgs()" in policy) == (name not in WITHOUT_ORG) for policy in policies), name
     forced = "select count(*) from pg_class where relforcerowsecurity"
     assert one(project.connection, forced) == 0  # the owner has to read what it builds
     definers = project.connection.execute(
         "select pronamespace::regnamespace || '.' || proname, proconfig from pg_proc where prosecdef"
         " and pronamespace::regnamespace::text ~ '^(audience(_.*)?|analytics)$'"
     ).fetchall()
-    assert {name for name, _ in definers} == {"audience_state.readable_orgs", "audience.get_high_intent_visitors"}
+    assert {name for name, _ in definers} == {
+        "audience_state.readable_orgs",
+        "audience.get_high_intent_visitors",
+    } | DOOR
     assert all("search_path=pg_catalog, pg_temp" in settings for _, settings in definers)
 
 

@@ -1,0 +1,438 @@
+"""Exports as files and log: what is in them, how they end, killed anywhere, and what a changed log is found by."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from orchestration import segments
+from orchestration.build import build
+from orchestration.errors import CheckFailed, UserError
+from orchestration.exports import door, log, runner
+from orchestration.load import load_files
+from orchestration.sample import write_sample
+from tests.filters import group, rule
+from tests.projects import AS_OF, END, audience
+
+ORG = "north_hall"
+EVERYBODY = group(rule("events_count", ">=", 0))
+KILLS = 20
+LOG = "audience_state.segment_export_log"
+
+
+@pytest.fixture(scope="module")
+def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    files = write_sample(tmp_path_factory.mktemp("exports"), events=4_000, seed=7, end=END)
+    load_files([file.path for file in files])
+    build(as_of=AS_OF)
+    yield
+
+
+@pytest.fixture
+def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[psycopg.Connection]:
+    """A connection with a segment of everybody; the log is empty before, and the customers are as built afterwards."""
+    monkeypatch.setenv("AUDIENCE_HOME", str(tmp_path / "home"))
+    with segments.connect() as connection:
+        connection.execute(
+            "delete from audience_state.audience_segments; delete from audience_state.segment_export_members;"
+            f" alter table {LOG} disable trigger unchanged; truncate {LOG}; alter table {LOG} enable always trigger unchanged"
+        )
+        connection.execute("create temporary table before as select * from audience.audience_customers")
+        connection.execute("create temporary table contacts as select * from audience_contacts.customer_contacts")
+        segments.create_segment(connection, "Every body", ORG, EVERYBODY)
+        yield connection
+        for table, kept in (
+            ("audience.audience_customers", "before"),
+            ("audience_contacts.customer_contacts", "contacts"),
+        ):
+            connection.execute(f"truncate {table}; insert into {table} select * from {kept}")
+
+
+def export(connection: psycopg.Connection, **options: Any) -> runner.Export:
+    return runner.export_segment(connection, "Every body", "a test", ORG, **options)
+
+
+def records(done: runner.Export) -> list[dict[str, str]]:
+    with done.file.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        f"select outcome, reason, rows_count, file_sha256 from {LOG} order by log_number"
+    ).fetchall()
+
+
+def people(connection: psycopg.Connection) -> dict[str, bool]:
+    query = "select visitor_id, is_opted_out from audience.audience_customers where org_id = %s order by 1"
+    return dict(connection.execute(query, [ORG]).fetchall())
+
+
+def change(connection: psycopg.Connection, assignment: str, visitor: str) -> None:
+    connection.execute(f"update audience.audience_customers set {assignment} where visitor_id = %s", [visitor])
+
+
+def give_contact(connection: psycopg.Connection, visitor: str, **values: str) -> None:
+    connection.execute("delete from audience_contacts.customer_contacts where visitor_id = %s", [visitor])
+    names = ", ".join(values)
+    marks = ", ".join(["%s"] * len(values))
+    connection.execute(
+        f"insert into audience_contacts.customer_contacts (org_id, visitor_id, {names}) values (%s, %s, {marks})",
+        [ORG, visitor, *values.values()],
+    )
+
+
+def test_a_file_has_the_members_and_the_log_its_hash(connection):
+    done = export(connection)
+    listed = [row["visitor_id"] for row in records(done)]
+    expected = {visitor for visitor, is_opted_out in people(connection).items() if not is_opted_out}
+    assert set(listed) == expected and len(listed) == len(expected) > 50
+    assert len(listed) == segments.preview(connection, EVERYBODY, ORG).size
+    content = done.file.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert logged(connection) == [("requested", None, None, None), ("completed", None, len(listed), sha256),
+                                  ("delivered", None, len(listed), sha256)]  # fmt: skip
+    assert done.file.stat().st_mode & 0o777 == 0o600 and done.file.parent.stat().st_mode & 0o777 == 0o700
+    assert done.file.name == f"north_hall-every_body-{done.entry.export_id}.csv"
+    assert not content.startswith(b"\xef\xbb\xbf")
+    assert content.decode().splitlines()[0].split(",") == done.entry.columns
+    assert done.entry.login_name == connection.info.user and done.entry.purpose == "a test"
+
+
+def test_without_personal_data_there_is_none(connection):
+    first, second, *_ = people(connection)
+    give_contact(connection, first, email="jane@example.com", phone="+447911123456", first_name="Jane")
+    for visitor, identifier in ((first, "jane@example.com"), (second, "+447911123456")):
+        change(connection, f"visitor_id = '{identifier}'", visitor)
+        connection.execute(
+            "update audience_contacts.customer_contacts set visitor_id = %s where visitor_id = %s",
+            [identifier, visitor],
+        )
+    text = export(connection).file.read_text()
+    assert "@" not in text and "7911" not in text and "Jane" not in text
+    assert len([row for row in records(export(connection)) if row["visitor_id"] == ""]) == 2
+    full = {row["visitor_id"]: row for row in records(export(connection, include_pii=True))}
+    assert full["jane@example.com"]["email"] == "jane@example.com"
+    assert full["jane@example.com"]["phone"] == "+447911123456"
+
+
+HARMLESS = [
+    "Jane",
+    "-",
+    "5",
+    "-5",
+    "+44.5",
+    "a=b",
+    "Ümit",
+    "\u6771",
+    "O'Neil",
+    "two\nlines",
+    'said "hi"',
+    "a,b",
+    "\U0001f3ab",
+]
+FORMULAS = [
+    '=HYPERLINK("http://x","y")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", '"=1', "'=1", "\n=1", "\u00a0=1",
+    "\uff1d1+1", "\uff0b1", "\uff201", "\uff0d1", "+44 (0)7911 123456", "-", "\ufeff=1", "\tx",
+]  # fmt: skip
+
+
+def test_no_value_runs_as_a_formula(connection):
+    visitors = [visitor for visitor, is_opted_out in people(connection).items() if not is_opted_out]
+    given = dict(zip(visitors, [*HARMLESS, *FORMULAS], strict=False))
+    for visitor, value in given.items():
+        give_contact(connection, visitor, first_name=value)
+    found = {row["visitor_id"]: row["first_name"] for row in records(export(connection, include_pii=True))}
+    for visitor, value in given.items():
+        assert found[visitor] == (f"'{value}" if value in FORMULAS else value), value
+    done = export(connection, include_pii=True, format_name="ndjson")
+    lines = [json.loads(line) for line in done.file.read_text().split("\n")[:-1]]
+    names = {line["visitor_id"]: line["first_name"] for line in lines}
+    assert {visitor: names[visitor] for visitor in given} == given
+    assert all(isinstance(line["events_count"], int) and line["is_opted_out"] is False for line in lines)
+
+
+def test_who_opted_out_since_is_not_listed(connection):
+    segments.materialize(connection)
+    visitor = next(visitor for visitor, is_opted_out in people(connection).items() if not is_opted_out)
+    change(connection, "is_opted_out = true", visitor)
+    entry = door.request(
+        connection, ORG, "Every body", "a test", include_pii=False, is_delta=False, format_name="csv", destination="/"
+    )
+    with door.reading(connection):
+        listed = {row[1] for row in door.rows(connection, entry)}
+    assert visitor not in listed and len(listed) > 50
+    assert door.record(connection, entry.export_id, "completed", "0" * 64).suppressed_count == 1
+
+
+def changes(done: runner.Export) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {"entered": set(), "left": set()}
+    for row in records(done):
+        found[row["change"]].add(row["visitor_id"])
+    return found
+
+
+def test_a_delta_tells_who_came_and_who_went_since_the_acknowledged_one(connection):
+    listed = [visitor for visitor, is_opted_out in people(connection).items() if not is_opted_out]
+    refused, gone, renamed, back, *_ = listed
+    change(connection, "is_opted_out = true", back)
+    first = export(connection)
+    assert export(connection, is_delta=True).entry.kind == "full"  # nothing is acknowledged
+    runner.acknowledge(connection, first.entry.export_id)
+    assert changes(export(connection, is_delta=True)) == {"entered": set(), "left": set()}
+
+    change(connection, "is_opted_out = true", refused)
+    connection.execute("delete from audience.audience_customers where visitor_id = %s", [gone])
+    change(connection, "visitor_id = 'logged in'", renamed)
+    change(connection, "is_opted_out = false", back)
+    for _ in range(2):  # until it is acknowledged, the same again
+        done = export(connection, is_delta=True)
+        assert changes(done) == {"entered": {"logged in", back}, "left": {refused, gone, renamed}}
+        assert (done.entry.kind, done.entry.since_export_id) == ("delta", first.entry.export_id)
+        assert (done.entry.rows_count, done.entry.entered_count, done.entry.left_count) == (5, 2, 3)
+    assert export(connection, is_delta=True, format_name="ndjson").entry.kind == "full"  # another line
+    runner.acknowledge(connection, done.entry.export_id)
+    kept = connection.execute(
+        "select count(*) from audience_state.segment_export_members where export_id = %s", [first.entry.export_id]
+    )
+    assert kept.fetchone() == (0,)
+    change(connection, "is_opted_out = false", refused)
+    assert changes(export(connection, is_delta=True)) == {"entered": {refused}, "left": set()}
+
+
+def test_only_what_was_delivered_is_acknowledged_and_once(connection):
+    done = export(connection)
+    runner.acknowledge(connection, done.entry.export_id)
+    with pytest.raises(UserError, match="is acknowledged and cannot become acknowledged"):
+        runner.acknowledge(connection, done.entry.export_id)
+    told = audience("segments", "acknowledge", "x")
+    assert (told.returncode, told.stderr) == (
+        2,
+        "audience: 'x' is no id of an export: give the one that the export printed.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("purpose", "org", "segment", "format_name", "reason"),
+    [
+        (" ", ORG, "Every body", "csv", "no purpose is given"), ("a test", ORG, "Nobody", "csv", "there is no segment 'Nobody'"),
+        ("a test", "never_heard", "Every body", "csv", "there is no segment"), ("a test", ORG, "Every body", "../x", "its format is no name"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_logged(connection, purpose, org, segment, format_name, reason):
+    segments.materialize(connection)
+    with pytest.raises(UserError, match=reason):
+        door.request(
+            connection,
+            org,
+            segment,
+            purpose,
+            include_pii=False,
+            is_delta=False,
+            format_name=format_name,
+            destination="/",
+        )
+    ((outcome, told, *_),) = logged(connection)
+    assert outcome == "refused" and reason in told
+
+
+def test_a_filter_that_changed_is_observed_first(connection):
+    segments.materialize(connection)
+    segments.update_segment(connection, "Every body", ORG, group(rule("orders_count", ">=", 1)))
+    with pytest.raises(UserError, match="its members were not observed since its filter changed: materialize"):
+        door.request(
+            connection,
+            ORG,
+            "Every body",
+            "a test",
+            include_pii=False,
+            is_delta=False,
+            format_name="csv",
+            destination="/",
+        )
+    assert export(connection).entry.filter_version == 2
+
+
+def test_a_small_segment_warns_and_ad_platforms_are_refused_it(connection):
+    segments.update_segment(connection, "Every body", ORG, group(rule("orders_count", ">=", 1)))
+    done = export(connection)
+    count = done.entry.rows_count
+    assert 0 < count < 50
+    assert logged(connection)[0][:2] == (
+        "requested",
+        f"warned: it has {count} people, fewer than 50: they may be recognised",
+    )
+    with pytest.raises(UserError, match=f"it has {count} people, and meta wants at least 50"):
+        door.request(
+            connection,
+            ORG,
+            "Every body",
+            "a test",
+            include_pii=False,
+            is_delta=False,
+            format_name="meta",
+            destination="/",
+        )
+
+
+def test_an_export_that_fails_is_logged_and_leaves_no_file(connection, monkeypatch):
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner.os, "fsync", full_disk)
+    monkeypatch.setattr(log, "keep_head", lambda *_: None)
+    with pytest.raises(UserError, match=r"ended early .No space left on device."):
+        export(connection)
+    assert [row[:2] for row in logged(connection)] == [("requested", None), ("failed", "No space left on device")]
+    assert [path.name for path in log.exports_folder().iterdir()] == []
+
+
+def test_killed_anywhere_the_log_tells_the_truth_and_the_next_one_completes(connection):
+    connection.execute(
+        "insert into audience.audience_customers"
+        " select (jsonb_populate_record(people, jsonb_build_object('visitor_id', 'many_' || number))).*"
+        " from audience.audience_customers as people cross join generate_series(1, 30000) as number"
+        " where (org_id, visitor_id) in (select org_id, min(visitor_id) from audience.audience_customers where org_id = %s and not is_opted_out group by 1)",
+        [ORG],
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "orchestration.cli",
+        "segments",
+        "export",
+        "Every body",
+        "--org",
+        ORG,
+        "--purpose",
+        "a test",
+    ]
+    started = time.monotonic()
+    subprocess.run(command, env=os.environ, check=True, capture_output=True)
+    whole, draw = time.monotonic() - started, random.Random(3)
+    for number in range(KILLS):
+        process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # spread over the run's second part: before it, Python starts
+        time.sleep(whole * (0.35 + 0.65 * (number + draw.random()) / KILLS))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert_truthful(connection)
+    deadline = time.monotonic() + 30  # the server notices that a client is gone
+    while runner.recover(connection) or runner.unfinished(connection):
+        assert time.monotonic() < deadline, "an export is still open"
+        time.sleep(0.1)
+    assert {outcome for outcome, *_ in logged(connection)} >= {"delivered", "failed"}
+    done = export(connection)
+    assert len(records(done)) > 30_000
+    assert_truthful(connection)
+    assert not list(done.file.parent.glob("*.part"))
+    log.verify_log()
+
+
+def test_recovery_delivers_a_complete_file_and_gives_up_another(connection):
+    segments.materialize(connection)
+    ends = {}
+    for damage in ("", "x"):
+        entry = door.request(connection, ORG, "Every body", "a test", include_pii=False, is_delta=False, format_name="csv",
+                             destination=str(log.exports_folder()))  # fmt: skip
+        entry = door.record(connection, entry.export_id, "completed", runner.stream(connection, entry))
+        part = next(log.exports_folder().glob(f"*{entry.export_id}.csv.part"))
+        part.write_bytes(part.read_bytes() + damage.encode())
+        ends[entry.export_id] = "failed" if damage else "delivered"
+    assert {done.export_id: done.outcome for done in runner.recover(connection)} == ends
+    (file,) = log.exports_folder().glob("*every_body*")
+    assert ends[UUID(file.stem[-36:])] == "delivered" and file.suffix == ".csv"
+    assert runner.recover(connection) == []
+
+
+def assert_truthful(connection: psycopg.Connection) -> None:
+    """A file that is there is that of a completed row."""
+    found = dict(
+        connection.execute(f"select export_id::text, file_sha256 from {LOG} where outcome = 'completed'").fetchall()
+    )
+    for file in log.exports_folder().glob("*.csv"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == found[file.stem[-36:]], file
+
+
+# The log
+
+
+@pytest.mark.parametrize("statement", ["update {} set purpose = 'x'", "delete from {}", "truncate {}"])
+def test_rows_of_the_log_are_never_changed_even_by_the_owner(connection, statement):
+    export(connection)
+    for setting in ("origin", "replica"):
+        connection.execute(f"set session_replication_role = {setting}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="never changed or removed"):
+            connection.execute(statement.format(LOG))
+    connection.execute("set session_replication_role = origin")
+    assert len(logged(connection)) == 3
+
+
+REHASH = f"""do $$ declare entry {LOG}; before text := ''; begin
+    for entry in select * from {LOG} order by log_number loop
+        entry.previous_hash := before;
+        entry.row_hash := audience_state.export_log_hash(entry);
+        update {LOG} set previous_hash = entry.previous_hash, row_hash = entry.row_hash where log_number = entry.log_number;
+        before := entry.row_hash;
+    end loop;
+end $$"""
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (f"update {LOG} set purpose = 'another' where log_number = 2", "row 2 was changed"),
+        (f"delete from {LOG} where log_number = 2", "row 2 is missing"),
+        (f"delete from {LOG} where log_number >= 3", "row 3 is missing"),
+        (f"delete from {LOG}", "row 1 is missing"),
+        (f"update {LOG} set login_name = 'somebody' where log_number = 1; {REHASH}", "row 1 was written anew"),
+    ],
+)  # fmt: skip
+def test_a_changed_log_is_found(connection, damage, sentence):
+    export(connection)
+    assert log.verify_log().rows == 3
+    connection.execute(f"alter table {LOG} disable trigger unchanged; {damage}")
+    with pytest.raises(CheckFailed, match=r"Triggers of the log are off or gone .unchanged."):
+        log.verify_log()
+    connection.execute(f"alter table {LOG} enable always trigger unchanged")
+    with pytest.raises(CheckFailed, match=sentence):
+        log.verify_log()
+    assert audience("verify-log").returncode == 1
+
+
+def test_a_log_that_is_gone_is_found(connection):
+    with connection.transaction(force_rollback=True):
+        connection.execute(f"alter table {LOG} rename to elsewhere")
+        with pytest.raises(CheckFailed, match="There is no table segment_export_log"):
+            log.check(connection)
+
+
+def test_another_time_zone_computes_the_same_chain(connection):
+    export(connection)
+    connection.execute("set timezone = 'Asia/Tokyo'")
+    export(connection)
+    assert log.verify_log().rows == 6
+
+
+def test_the_log_survives_a_full_refresh_and_the_loss_of_the_marts(connection):
+    export(connection)
+    before = logged(connection)
+    connection.execute("drop schema audience cascade")
+    build(as_of=AS_OF, full_refresh=True)
+    assert logged(connection) == before
+    assert export(connection).entry.log_number == 6
+    log.verify_log()

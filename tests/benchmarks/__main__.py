@@ -117,6 +117,10 @@ LINES = [
     Line("  SQL / on the smallest history", lambda f, least: f["same rows"]["sql"] / least["same rows"]["sql"], at_most=1.3, budget_for="(10M / 1M)"),
     *(line for name in questions.FUNCTIONS for line in answers(name)),
     *(Line(f"30 days of {name}, ms", lambda f, _, name=name: f["questions"][name], ",.1f", 5, budget_for="(5M)") for name in questions.MARTS),
+    Line("export of 10,000 people, s", lambda f, _: f["exports"]["10000 s"], at_most=0.5),
+    Line("export of 1,000,000 people, s", lambda f, _: f["exports"]["1000000 s"]),
+    Line("  its share of plain COPY's speed", lambda f, _: f["exports"]["1000000 share"], at_least=0.7),
+    Line("  highest memory, MB", lambda f, _: f["exports"]["1000000 MB"], ",.0f", at_most=100),
     Line("a day passes: rows", lambda f, _: f["a day passes"]["rows"], ",.0f"),
     # one event: its own rows and those of its visitor, session and day
     Line("one event: rows written or removed", lambda f, _: f["one event"]["rows"], ",.0f", at_most=99, budget_for="(1M)"),

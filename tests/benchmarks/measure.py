@@ -1,4 +1,5 @@
-"""Measures one history on an embedded server of its own: load, first build, further days, questions, one event, nothing new."""
+"""Measures one history on an embedded server of its own: load, first build, further days, questions, one event, nothing new,
+exports."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import psycopg
 
 from orchestration import database, embedded
 from orchestration.build import BuildReport, build
+from orchestration.exports import log
 from orchestration.load import ensure_landing_tables, load_files
 from orchestration.settings import target_folder
-from tests.benchmarks import questions
+from tests.benchmarks import exports, questions
 from tests.benchmarks.inputs import Events
 
 NAIVE_BASELINE = Path(__file__).with_name("naive_baseline.sql")
@@ -66,6 +68,8 @@ def measure(events: Events, figures: dict, say: Callable[[str], None]) -> None:
         with database.connect() as connection:
             figures["questions"] = questions.ask(connection)
         _idle_builds_and_one_event(figures, say)
+        say("exports")
+        figures["exports"] = exports.measure(log.exports_folder())
     finally:
         embedded.stop()
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -38,6 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 SegmentName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the segment.")]
 Org = Annotated[str | None, typer.Option("--org", help="Its org; needed when several orgs have one of that name.")]
+ExportId = Annotated[str, typer.Argument(metavar="EXPORT_ID", help="As audience exports list shows it.")]
 FilterFile = Annotated[Path | None, typer.Option("--filter", help="File of the filter's JSON; - reads standard input.")]
 
 SAMPLE_EVENTS = 60_000
@@ -428,7 +430,7 @@ def segments_materialize(
 
 
 exports_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What became of exports.")
-segments_app.add_typer(exports_app, name="exports")
+app.add_typer(exports_app, name="exports")
 
 
 @segments_app.command(
@@ -439,11 +441,14 @@ def segments_export(
     purpose: Annotated[str, typer.Option(help="What the list is for; it is logged.")] = "",
     org: Org = None,
     include_pii: Annotated[bool, typer.Option("--include-pii", help="Contact details, too; for admins.")] = False,
-    format_name: Annotated[str, typer.Option("--format", help="csv or ndjson.")] = "csv",
-    to: Annotated[Path | None, typer.Option(help="A folder. Default: exports in AUDIENCE_HOME.")] = None,
+    format_name: Annotated[str, typer.Option("--format", help="csv, ndjson, parquet, meta, google or tiktok.")] = "csv",
+    to: Annotated[
+        str | None, typer.Option(help="A folder, s3://, gs:// ..., https://. Default: exports in AUDIENCE_HOME.")
+    ] = None,
     delta: Annotated[
         bool, typer.Option("--delta", help="Who entered and who left since the last acknowledged export.")
     ] = False,
+    later: Annotated[bool, typer.Option("--later", help="Ask only: Dagster makes the list.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write who is in a segment into a file; every attempt is logged."""
@@ -452,36 +457,76 @@ def segments_export(
 
     with segments.connect() as connection:
         done = runner.export_segment(
-            connection, name, purpose, org, include_pii=include_pii, is_delta=delta, format_name=format_name, folder=to
-        )
+            connection, name, purpose, org, include_pii=include_pii, is_delta=delta, format_name=format_name, to=to,
+            is_queued=later,
+        )  # fmt: skip
+    _print_export(done, as_json)
+
+
+def _print_export(done: Any, as_json: bool) -> None:
     if as_json:
         _print_json(asdict(done))
     else:
         _reporter().print_export(done)
 
 
-@segments_app.command(
-    "acknowledge", epilog="Example: audience segments acknowledge 7d3f0e52-4b0a-4a43-9c1e-0f6a3c1d2e5b"
-)
-def segments_acknowledge(
-    export_id: Annotated[str, typer.Argument(metavar="EXPORT_ID", help="Of an export that was delivered.")],
+@exports_app.command("list", epilog="Example: audience exports list --org north_hall")
+def exports_list(
+    org: Annotated[str | None, typer.Option(help="One org. Default: all.")] = None, as_json: AsJson = False
 ) -> None:
-    """Say that an export was taken: later deltas begin there."""
-    from uuid import UUID
-
+    """List exports with what became of them last, of the orgs that you may see."""
     from orchestration import segments
     from orchestration.exports import runner
 
-    try:
-        export = UUID(export_id)
-    except ValueError as error:
-        raise UserError(f"{export_id!r} is no id of an export: give the one that the export printed.") from error
     with segments.connect() as connection:
-        entry = runner.acknowledge(connection, export)
+        found = runner.latest(connection, org)
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        _reporter().print_exports(found)
+
+
+@exports_app.command("show", epilog="Example: audience exports show 7d3f0e52-4b0a-4a43-9c1e-0f6a3c1d2e5b")
+def exports_show(export_id: ExportId, as_json: AsJson = False) -> None:
+    """Show all that happened to an export."""
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    with segments.connect() as connection:
+        found = runner.history(connection, _export_id(export_id))
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+    else:
+        _reporter().print_export_history(found)
+
+
+@exports_app.command("retry", epilog="Example: audience exports retry 7d3f0e52-4b0a-4a43-9c1e-0f6a3c1d2e5b")
+def exports_retry(
+    export_id: ExportId,
+    to: Annotated[str | None, typer.Option(help="The URL, where the log keeps a part of it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver again what was not delivered, or ask anew for what failed."""
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    with segments.connect() as connection:
+        done = runner.retry(connection, _export_id(export_id), to)
+    _print_export(done, as_json)
+
+
+@exports_app.command("acknowledge", epilog="Example: audience exports acknowledge 7d3f0e52-4b0a-4a43-9c1e-0f6a3c1d2e5b")
+def exports_acknowledge(export_id: ExportId) -> None:
+    """Say that an export was taken: later deltas begin there."""
+    from orchestration import segments
+    from orchestration.exports import runner
+
+    with segments.connect() as connection:
+        entry = runner.acknowledge(connection, _export_id(export_id))
     print(f"Export {entry.export_id} of {entry.segment_name} of {entry.org_id} is acknowledged.")
 
 
-@exports_app.command("recover", epilog="Example: audience segments exports recover")
+@exports_app.command("recover", epilog="Example: audience exports recover")
 def exports_recover() -> None:
     """Finish exports whose process was killed; each export does this first."""
     from orchestration import segments
@@ -493,6 +538,13 @@ def exports_recover() -> None:
         print(f"{entry.export_id} of {entry.segment_name} of {entry.org_id}: {entry.outcome}")
     if not done:
         print("Every export has ended.")
+
+
+def _export_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no id of an export: give the one that audience exports list shows.") from error
 
 
 @app.command("verify-log", epilog="Example: audience verify-log")

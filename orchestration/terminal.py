@@ -15,6 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from orchestration.build import BuildReport
+    from orchestration.exports.door import Entry
     from orchestration.exports.runner import Export
     from orchestration.load import LoadReport
     from orchestration.members import Member
@@ -160,12 +161,58 @@ def print_export(done: Export) -> None:
     entry = done.entry
     if entry.reason:
         out.print(entry.reason, markup=False, soft_wrap=True)
+    if entry.rows_count is None:
+        out.print(
+            f"{entry.segment_name} of {entry.org_id} is asked for. Export {entry.export_id}.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
     changes = f" ({entry.entered_count:,} entered, {entry.left_count:,} left)" if "change" in entry.columns else ""
+    counts = entry.format_counts or {}
+    left_out = (
+        f", {counts['left_out']:,} of them left out, who could not be found by them" if counts.get("left_out") else ""
+    )
     out.print(
-        f"{entry.rows_count:,} rows{changes} of {entry.segment_name} of {entry.org_id} in {done.file}; {entry.suppressed_count:,} "
-        f"members suppressed. Export {entry.export_id}.",
+        f"{entry.rows_count:,} rows{changes} of {entry.segment_name} of {entry.org_id} in {done.file or entry.destination}{left_out}; "
+        f"{entry.suppressed_count:,} members suppressed. Export {entry.export_id}.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def print_exports(entries: list[Entry]) -> None:
+    """Exports, each with what became of it last."""
+    rows = [
+        (
+            str(entry.export_id), f"{entry.logged_at:%Y-%m-%d %H:%M:%S}", entry.org_id, entry.segment_name, entry.format, entry.outcome,
+            _count(entry.rows_count),
+        )
+        for entry in entries
+    ]  # fmt: skip
+    _table("Exports", ("export", "at", "org", "segment", "format", "outcome", "rows"), rows, left=6)
+
+
+def print_export_history(entries: list[Entry]) -> None:
+    """What was asked for, and all that happened to it."""
+    first = entries[0]
+    asked = {
+        "segment": f"{first.segment_name} of {first.org_id}, version {first.filter_version}", "purpose": first.purpose,
+        "personal data": "yes" if first.include_pii else "no", "format": f"{first.format}, {first.kind}",
+        "destination": first.destination, "columns": ", ".join(first.columns), "sha256": entries[-1].file_sha256,
+    }  # fmt: skip
+    for name, value in asked.items():
+        out.print(f"{name}: {value if value is not None else '-'}", markup=False, soft_wrap=True)
+    rows = [
+        (
+            f"{entry.logged_at:%Y-%m-%d %H:%M:%S}",
+            entry.outcome,
+            entry.login_name,
+            entry.reason or "",
+            _count(entry.rows_count),
+        )
+        for entry in entries
+    ]
+    _table(f"Export {first.export_id}", ("at", "outcome", "login", "reason", "rows"), rows, left=4)
 
 
 def print_changes(changes: list[Change], is_plan: bool) -> None:

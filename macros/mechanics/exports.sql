@@ -39,7 +39,9 @@ create table if not exists {{ log }} (
     left_count bigint,
     suppressed_count bigint,
     file_sha256 text,
-    outcome text not null constraint known_outcome check (outcome in ('requested', 'refused', 'completed', 'failed', 'delivered', 'acknowledged')),
+    is_queued boolean not null,
+    format_counts jsonb,
+    outcome text not null constraint known_outcome check (outcome in ('requested', 'refused', 'started', 'completed', 'failed', 'undelivered', 'delivered', 'acknowledged')),
     reason text,
     previous_hash text not null,
     row_hash text not null
@@ -51,6 +53,9 @@ comment on column {{ log }}.log_number is 'Counts the rows from 1, without gaps.
 comment on column {{ log }}.login_name is 'The login of the session; role_name is the role that it had taken on, else the same.';
 comment on column {{ log }}.since_export_id is 'Of a delta: the acknowledged export that it is compared with.';
 comment on column {{ log }}.suppressed_count is 'Members who were not listed: opted out, or no customers any more.';
+comment on column {{ log }}.outcome is 'requested or refused; started, of one that was queued; completed: the file is whole; failed; undelivered, each try; delivered; acknowledged.';
+comment on column {{ log }}.is_queued is 'Whether another process, that of the owner, makes the list; else the one that asked does.';
+comment on column {{ log }}.format_counts is 'Of a list for an ad platform, as its writer counts: rows, left_out, and blank and invalid values by column.';
 comment on column {{ log }}.row_hash is 'SHA-256 of previous_hash and the row as JSON without row_hash and nulls; audience verify-log computes it again.';
 
 -- Nulls are left out, so that a column of a later release leaves the hashes of earlier rows as they are.
@@ -125,10 +130,10 @@ begin
 end $as_of$;
 
 -- Asks for an export: the row is written whether it is refused or not, so a refusal is an outcome with its reason and no
--- error, which would take the row back. Whoever gets outcome requested holds a lock of the session until it ends, by which
+-- error, which would take the row back. Whoever gets outcome requested, and does not leave it to a queue, holds a lock of the session until it ends, by which
 -- others see that he is alive.
 create or replace function {{ state }}.request_segment_export(
-    p_org text, p_segment text, p_purpose text, p_include_pii boolean, p_columns text[], p_format text, p_destination text, p_is_delta boolean
+    p_org text, p_segment text, p_purpose text, p_include_pii boolean, p_columns text[], p_format text, p_destination text, p_is_delta boolean, p_is_queued boolean default false
 ) returns {{ log }}
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $request$
 declare
@@ -145,6 +150,7 @@ begin
     entry.columns := coalesce(p_columns, '{}');
     entry.format := coalesce(p_format, '');
     entry.destination := coalesce(p_destination, '');
+    entry.is_queued := coalesce(p_is_queued, false);
     entry.kind := 'full';
     select array_agg(wanted order by wanted) into unknown_columns
     from unnest(entry.columns) as wanted
@@ -181,7 +187,7 @@ begin
         entry.reason := format('warned: it has %s people, fewer than {{ var("export_minimum_people_count") }}: they may be recognised', people_count);
     end if;
     insert into {{ log }} select (entry).* returning * into entry;
-    if entry.outcome = 'requested' then
+    if entry.outcome = 'requested' and not entry.is_queued then
         perform pg_advisory_lock(hashtextextended('audience export ' || entry.export_id, 42));
     end if;
     return entry;
@@ -228,7 +234,7 @@ declare
     entered text;
     gone text;
 begin
-    if request.outcome <> 'requested' or not ({{ may_read_org() }} and {{ has_role('analyst') }}) or (request.include_pii and not {{ has_role('admin') }}) then
+    if request.outcome <> (case when request.is_queued then 'started' else 'requested' end) or not ({{ may_read_org() }} and {{ has_role('analyst') }}) or (request.include_pii and not {{ has_role('admin') }}) then
         raise exception using errcode = 'insufficient_privilege', message = format('Export %s is not open to you: ask for a new one.', p_export_id);
     end if;
     if current_setting('transaction_isolation') = 'read committed' then
@@ -285,7 +291,7 @@ begin
 end $read$;
 
 -- What became of an export. Its counts are those that the database made when it was read.
-create or replace function {{ state }}.record_segment_export(p_export_id uuid, p_outcome text, p_file_sha256 text, p_reason text) returns {{ log }}
+create or replace function {{ state }}.record_segment_export(p_export_id uuid, p_outcome text, p_file_sha256 text default null, p_reason text default null, p_format_counts jsonb default null) returns {{ log }}
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $record$
 declare
     entry {{ log }};
@@ -294,14 +300,19 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('audience export outcome ' || p_export_id, 42));
     entry := {{ state }}.own_export(p_export_id);
     if not coalesce((entry.outcome, p_outcome) in (
-        ('requested', 'completed'), ('requested', 'failed'), ('completed', 'delivered'), ('completed', 'failed'), ('delivered', 'acknowledged')
-    ), false) then
+        ('requested', 'completed'), ('requested', 'failed'), ('requested', 'started'), ('started', 'completed'), ('started', 'failed'),
+        ('completed', 'delivered'), ('completed', 'undelivered'), ('completed', 'failed'),
+        ('undelivered', 'delivered'), ('undelivered', 'undelivered'), ('undelivered', 'failed'), ('delivered', 'acknowledged')
+    ) and (entry.outcome <> 'requested' or entry.is_queued = (p_outcome = 'started') or p_outcome = 'failed'), false) then
         raise exception using errcode = 'invalid_parameter_value', message = format('Export %s is %s and cannot become %s: see its rows in the log.', p_export_id, entry.outcome, coalesce(p_outcome, 'null'));
     end if;
     if p_outcome = 'completed' then
         select rows_count, entered_count, left_count, suppressed_count into strict entry.rows_count, entry.entered_count, entry.left_count, entry.suppressed_count
         from {{ state }}.segment_export_lists where export_id = p_export_id;
         entry.file_sha256 := p_file_sha256;
+        entry.format_counts := p_format_counts;
+    elsif p_outcome = 'started' then
+        perform pg_advisory_lock(hashtextextended('audience export ' || p_export_id, 42));
     elsif p_outcome = 'failed' then
         delete from {{ state }}.segment_export_members where export_id = p_export_id;
     elsif p_outcome = 'acknowledged' then
@@ -317,8 +328,8 @@ begin
     return entry;
 end $record$;
 
-{% for signature in ['export_log_hash(' ~ log ~ ')', 'chain_export_log()', 'refuse_log_change()', 'count_filter_version()', 'customers_as_of()', 'request_segment_export(text, text, text, boolean, text[], text, text, boolean)',
-    'own_export(uuid)', 'read_segment_export(uuid)', 'record_segment_export(uuid, text, text, text)'] %}
+{% for signature in ['export_log_hash(' ~ log ~ ')', 'chain_export_log()', 'refuse_log_change()', 'count_filter_version()', 'customers_as_of()', 'request_segment_export(text, text, text, boolean, text[], text, text, boolean, boolean)',
+    'own_export(uuid)', 'read_segment_export(uuid)', 'record_segment_export(uuid, text, text, text, jsonb)'] %}
 revoke all on function {{ state }}.{{ signature }} from public;
 {% endfor %}
 {% endmacro %}

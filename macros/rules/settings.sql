@@ -8,6 +8,8 @@
     ('repeat_visitor_min_sessions', 'at least 1', var('repeat_visitor_min_sessions') >= 1),
     ('calibration_interval_days', 'at least 1', var('calibration_interval_days') >= 1),
     ('calibration_outcome_days', 'at least 1', var('calibration_outcome_days') >= 1),
+    ('export_minimum_people_count', 'at least 0', var('export_minimum_people_count') >= 0),
+    ('export_webhook_attempts', 'at least 1', var('export_webhook_attempts') >= 1),
     ('quality_high_min_score', 'more than quality_medium_min_score', var('quality_medium_min_score') < var('quality_high_min_score')),
     ('alert_window_days', 'whole weeks, so a multiple of 7 above 0', var('alert_window_days') > 0 and var('alert_window_days') % 7 == 0),
     ('default_week_starts_on', 'an ISO day of the week, from 1 for Monday to 7', var('default_week_starts_on') in (1, 2, 3, 4, 5, 6, 7)),

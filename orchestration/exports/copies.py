@@ -48,3 +48,4 @@ def _copied(connection: psycopg.Connection, query: sql.Composed) -> Iterator[byt
 
 
 FORMATS: dict[str, Format] = {"csv": csv, "ndjson": ndjson}
+MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}

@@ -15,9 +15,11 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 
 from orchestration.errors import UserError
 from orchestration.exports import log
+from orchestration.exports.formats import FORMATS
 from orchestration.people import read_catalog
 from orchestration.settings import target_schema
 
@@ -49,26 +51,32 @@ class Entry:
     left_count: int | None
     suppressed_count: int | None
     file_sha256: str | None
+    is_queued: bool
+    format_counts: dict[str, Any] | None
     outcome: str
     reason: str | None
     previous_hash: str
     row_hash: str
 
 
-def columns(*, include_pii: bool, is_delta: bool) -> list[str]:
-    """What is exported: ids and the columns that filters may name; `change` of a delta, contact details on request."""
+def columns(format_name: str, *, include_pii: bool, is_delta: bool) -> list[str]:
+    """What is exported: ids and the columns that filters may name; `change` of a delta, contact details on request. Of a list
+    for an ad platform what it is made of."""
     fields = sorted(read_catalog().fields.columns)
+    if format_name in FORMATS and FORMATS[format_name].reads is not None:
+        return [name for name in FORMATS[format_name].reads if name in (*CONTACT_COLUMNS, *fields)]
     return [*(["change"] if is_delta else []), "org_id", "visitor_id", *(CONTACT_COLUMNS if include_pii else ()), *fields, "entered_at"]  # fmt: skip
 
 
 def request(
     connection: psycopg.Connection, org_id: str, segment_name: str, purpose: str, *,
-    include_pii: bool, is_delta: bool, format_name: str, destination: str,
+    include_pii: bool, is_delta: bool, format_name: str, destination: str, is_queued: bool = False,
 ) -> Entry:  # fmt: skip
     """Asks for an export, which is logged and committed either way. Raises UserError with the reason of a refusal."""
-    wanted = columns(include_pii=include_pii, is_delta=is_delta)
+    wanted = columns(format_name, include_pii=include_pii, is_delta=is_delta)
     entry = _call(
-        connection, "request_segment_export", org_id, segment_name, purpose, include_pii, wanted, format_name, destination, is_delta
+        connection, "request_segment_export", org_id, segment_name, purpose, include_pii, wanted, format_name, destination,
+        is_delta, is_queued,
     )  # fmt: skip
     if entry.outcome == "refused":
         raise UserError(f"Segment {segment_name!r} of org {org_id!r} is not exported: {entry.reason}.")
@@ -76,10 +84,19 @@ def request(
 
 
 def record(
-    connection: psycopg.Connection, export_id: UUID, outcome: str, file_sha256: str | None = None, reason: str | None = None
+    connection: psycopg.Connection, export_id: UUID, outcome: str, file_sha256: str | None = None, reason: str | None = None,
+    *, format_counts: dict[str, Any] | None = None,
 ) -> Entry:  # fmt: skip
     """Logs what became of an export. Raises UserError for one of somebody else, or of which this cannot be."""
-    return _call(connection, "record_segment_export", export_id, outcome, file_sha256, reason)
+    return _call(
+        connection,
+        "record_segment_export",
+        export_id,
+        outcome,
+        file_sha256,
+        reason,
+        format_counts and Jsonb(format_counts),
+    )
 
 
 def _call(connection: psycopg.Connection, function: str, *arguments: Any) -> Entry:

@@ -1,14 +1,12 @@
-"""Exports a segment into a file: whole or not at all, and the log tells the truth wherever the process is killed.
+"""Exports a segment: whole or not at all, and the log tells the truth wherever the process is killed.
 
 The order: the request is committed, the rows go into a .part file that is on the disk, the outcome with the file's sha256 is
-committed, the file gets its name, the delivery is committed. Recovery goes on from wherever that ended.
+committed, the file gets its name and is brought where it should go, the delivery is committed. Recovery goes on from
+wherever that ended.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -19,57 +17,84 @@ from psycopg.rows import class_row
 
 from orchestration import segments
 from orchestration.errors import UserError
-from orchestration.exports import door, log
-from orchestration.exports.copies import FORMATS
+from orchestration.exports import destinations, door, files, formats
+from orchestration.exports.delivery import Delivery, safe_name
 from orchestration.settings import target_schema
 
-BLOCK_BYTES = 1 << 20
-
-# Exports that go on: of this login, or for the owner of anybody.
-UNFINISHED = """
-select * from (select distinct on (export_id) * from {log} order by export_id, log_number desc) as last
-where outcome in ('requested', 'completed') and (%(is_owner)s or login_name = session_user)
-    and export_id = coalesce(%(export_id)s, export_id)
+# The newest row of each export, as row-level security shows them.
+LATEST = """
+select * from (select distinct on (export_id) * from {log} order by export_id, log_number desc) as latest
+where export_id = coalesce(%(export_id)s, export_id) and org_id = coalesce(%(org_id)s, org_id) and {condition}
 order by log_number
 """
+# Exports that go on: of this login, or for the owner of anybody. One that waits in the queue has no process.
+UNFINISHED = "outcome in ('requested', 'started', 'completed') and not (is_queued and outcome = 'requested') and (%(is_owner)s or login_name = session_user)"
 
 
 @dataclass(frozen=True)
 class Export:
-    """A delivered export: its file, and its last row in the log."""
+    """An export: its last row in the log, and its file unless that was delivered elsewhere or is yet to be made."""
 
-    file: Path
     entry: door.Entry
+    file: Path | None = None
 
 
 def export_segment(
     connection: psycopg.Connection, segment_name: str, purpose: str, org_id: str | None = None, *,
-    include_pii: bool = False, is_delta: bool = False, format_name: str = "csv", folder: Path | None = None,
+    include_pii: bool = False, is_delta: bool = False, format_name: str = "csv", to: str | None = None, is_queued: bool = False,
 ) -> Export:  # fmt: skip
-    """Writes a segment's people into a file of the folder, by default `exports` in AUDIENCE_HOME.
+    """Writes a segment's people into a file and brings it to `to`: a folder, by default `exports` in AUDIENCE_HOME, or a URL.
 
-    Whoever may materialize it does that first; for others it is as last materialized. Raises UserError for a refusal, which
-    is logged, and for a folder that cannot be written.
+    is_queued: Dagster's sensor, or `run_requested`, does it later. Whoever may materialize the segment does that first; for
+    others it is as last materialized. Raises UserError for a refusal, which is logged, for a destination that cannot be used
+    and for a delivery that fails.
     """
-    if format_name not in FORMATS:
-        raise UserError(f"There is no format {format_name!r}: give one of {', '.join(FORMATS)}.")
-    folder = _usable(folder)
+    if format_name not in files.FORMAT_NAMES:
+        raise UserError(f"There is no format {format_name!r}: give one of {', '.join(files.FORMAT_NAMES)}.")
+    if is_delta and format_name in formats.FORMATS and formats.FORMATS[format_name].reads is not None:
+        raise UserError(
+            f"A list for {format_name} cannot say who entered and who left: leave --delta out, and replace the list."
+        )
+    destination = _destination(to, is_queued)
     recover(connection)
     org_id = org_id or segments.find_segment(connection, segment_name).org_id
     if _is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
         segments.check(segments.materialize(connection, segment_name, org_id))
     entry = door.request(
         connection, org_id, segment_name, purpose, include_pii=include_pii, is_delta=is_delta, format_name=format_name,
-        destination=str(folder),
+        destination=destination, is_queued=is_queued,
     )  # fmt: skip
-    return write_file(connection, entry)
+    return Export(entry) if is_queued else write_file(connection, entry, to)
 
 
-def write_file(connection: psycopg.Connection, entry: door.Entry) -> Export:
-    """Reads an accepted request into its file. Raises UserError when that ends early, which is logged."""
+def _destination(to: str | None, is_queued: bool) -> str:
+    """What the log says of `to`. Raises UserError for what cannot be used."""
+    if to is None or not files.is_remote(to):
+        return str(files.usable_folder(to))
+    destinations.check(to)
+    if is_queued and safe_name(to) != to:
+        raise UserError(f"{safe_name(to)} has a part that is not kept: an export to it cannot wait, leave --later out.")
+    return safe_name(to)
+
+
+def requested(connection: psycopg.Connection) -> list[door.Entry]:
+    """Exports that wait in the queue, the oldest first."""
+    return _latest(connection, "is_queued and outcome = 'requested'")
+
+
+def run_requested(connection: psycopg.Connection, export_id: UUID) -> Export:
+    """Makes an export that waits in the queue, once. Raises UserError when another process does, or did."""
+    entry = find(connection, export_id)
+    if entry.outcome == "requested" and _is_owner(connection):
+        segments.check(segments.materialize(connection, entry.segment_name, entry.org_id))
+    return write_file(connection, door.record(connection, export_id, "started"))
+
+
+def write_file(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:
+    """Reads an accepted request into its file and delivers it. Raises UserError when that ends early, which is logged."""
     try:
-        sha256 = stream(connection, entry)
-        entry = door.record(connection, entry.export_id, "completed", sha256)
+        sha256, counts = files.stream(connection, entry)
+        entry = door.record(connection, entry.export_id, "completed", sha256, format_counts=counts)
     except BaseException as error:
         _abandon(connection, entry, error)
         if isinstance(error, OSError | psycopg.Error):
@@ -77,7 +102,7 @@ def write_file(connection: psycopg.Connection, entry: door.Entry) -> Export:
                 f"The export ended early ({_sentence(error)}): put that right, then run it again."
             ) from error
         raise
-    return _deliver(connection, entry)
+    return _deliver(connection, entry, to)
 
 
 def acknowledge(connection: psycopg.Connection, export_id: UUID) -> door.Entry:
@@ -85,19 +110,71 @@ def acknowledge(connection: psycopg.Connection, export_id: UUID) -> door.Entry:
     return door.record(connection, export_id, "acknowledged")
 
 
+def latest(connection: psycopg.Connection, org_id: str | None = None) -> list[door.Entry]:
+    """The newest row of each export that this login may see, of one org if given."""
+    return _latest(connection, "true", org_id=org_id)
+
+
+def history(connection: psycopg.Connection, export_id: UUID) -> list[door.Entry]:
+    """All that happened to an export. Raises UserError for one that this login may not see."""
+    with connection.cursor(row_factory=class_row(door.Entry)) as cursor:
+        query = sql.SQL("select * from {} where export_id = %s order by log_number").format(_log())
+        found = cursor.execute(query, [export_id]).fetchall()
+    if not found:
+        raise UserError(f"There is no export {export_id}: audience exports list shows those that there are.")
+    return found
+
+
+def find(connection: psycopg.Connection, export_id: UUID) -> door.Entry:
+    """The newest row of an export. Raises UserError for one that this login may not see."""
+    return history(connection, export_id)[-1]
+
+
+def retry(connection: psycopg.Connection, export_id: UUID, to: str | None = None) -> Export:
+    """Delivers again what was not delivered, or asks anew for what failed. to: the whole URL, where the log keeps a part of it.
+
+    Raises UserError for an export that came to a good end, or goes on.
+    """
+    recover(connection)
+    entry = find(connection, export_id)
+    to = to or entry.destination
+    if entry.outcome not in ("failed", "undelivered"):
+        raise UserError(f"Export {export_id} is {entry.outcome}: there is nothing to do again.")
+    if safe_name(to) != entry.destination:
+        raise UserError(f"Export {export_id} goes to {entry.destination}: give its URL, or make another export.")
+    if entry.outcome == "undelivered":
+        return _deliver(connection, entry, to)
+    return export_segment(
+        connection, entry.segment_name, entry.purpose or "", entry.org_id, include_pii=entry.include_pii,
+        is_delta=entry.kind == "delta", format_name=entry.format, to=to,
+    )  # fmt: skip
+
+
 def recover(connection: psycopg.Connection) -> list[door.Entry]:
     """Finishes exports whose process is gone: delivers a file that is complete, gives up and logs one that is not.
 
-    Returns their new rows in the log. A complete file that is not on this machine is left to the one that has it.
+    Returns their new rows in the log. A complete file that is not on this machine is left to the one that has it; one for a
+    URL is left to `retry`.
     """
     return [done for entry in unfinished(connection) if (done := _recover(connection, entry.export_id))]
 
 
 def unfinished(connection: psycopg.Connection, export_id: UUID | None = None) -> list[door.Entry]:
     """Exports, or one, of which the log has no end yet: of this login, and for the owner of anybody."""
-    query = sql.SQL(UNFINISHED).format(log=sql.Identifier(f"{target_schema()}_state", "segment_export_log"))
+    return _latest(connection, UNFINISHED, export_id=export_id, is_owner=_is_owner(connection))
+
+
+def _latest(
+    connection: psycopg.Connection, condition: str, *,
+    export_id: UUID | None = None, org_id: str | None = None, is_owner: bool = False,
+) -> list[door.Entry]:  # fmt: skip
+    query = sql.SQL(LATEST).format(log=_log(), condition=sql.SQL(condition))
     with connection.cursor(row_factory=class_row(door.Entry)) as cursor:
-        return cursor.execute(query, {"is_owner": _is_owner(connection), "export_id": export_id}).fetchall()
+        return cursor.execute(query, {"export_id": export_id, "org_id": org_id, "is_owner": is_owner}).fetchall()
+
+
+def _log() -> sql.Identifier:
+    return sql.Identifier(f"{target_schema()}_state", "segment_export_log")
 
 
 def _recover(connection: psycopg.Connection, export_id: UUID) -> door.Entry | None:
@@ -113,13 +190,18 @@ def _recover(connection: psycopg.Connection, export_id: UUID) -> door.Entry | No
 
 
 def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | None:
-    part, reason = _part(entry), "its process ended before the file was complete"
+    part, reason = files.part_of(entry), "its process ended before the file was complete"
     if entry.outcome == "completed":
-        found = next((path for path in (part, _file(entry)) if path.exists()), None)
+        found = next((path for path in (part, files.file_of(entry)) if path.exists()), None)
         if found is None:
             return None
-        if _sha256(found) == entry.file_sha256:
-            return _deliver(connection, entry).entry
+        if files.sha256_of(found) == entry.file_sha256:
+            if not files.is_remote(entry.destination):
+                return _deliver(connection, entry).entry
+            files.publish(entry)
+            return door.record(
+                connection, entry.export_id, "undelivered", reason="its process ended before it was delivered"
+            )
         reason = "the file is not the one that was written"
     part.unlink(missing_ok=True)  # first: after the row nobody would look for it
     return door.record(connection, entry.export_id, "failed", reason=reason)
@@ -131,66 +213,29 @@ def _is_owner(connection: psycopg.Connection) -> bool:
     return connection.execute("select has_table_privilege(%s, 'insert')", [name]).fetchone()[0]
 
 
-def _usable(folder: Path | None) -> Path:
+def _deliver(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:
+    """Gives a complete file its name, brings it where it should go, and logs that; what was brought elsewhere is not kept."""
+    file = files.publish(entry)
+    if not files.is_remote(entry.destination):
+        return Export(door.record(connection, entry.export_id, "delivered"), file)
+    # the same id each time, so that a receiver takes it once
+    name = str(entry.export_id)
     try:
-        if folder is None:
-            return log.exports_folder()
-        folder = folder.expanduser().resolve()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
+        destinations.deliver(file, to or entry.destination, Delivery(name, name, files.media_type_of(entry.format)))
+    except UserError as error:
+        door.record(connection, entry.export_id, "undelivered", reason=str(error))
         raise UserError(
-            f"{error.filename} cannot be used for exports ({error.strerror}): give another --to."
+            f"{error} The file is kept until audience exports retry {entry.export_id} delivers it."
         ) from error
-    return folder
-
-
-def _file(entry: door.Entry) -> Path:
-    names = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] for name in (entry.org_id, entry.segment_name)]
-    return Path(entry.destination) / "-".join([*names, f"{entry.export_id}.{entry.format}"])
-
-
-def _part(entry: door.Entry) -> Path:
-    file = _file(entry)
-    return file.with_name(f"{file.name}.part")
-
-
-def stream(connection: psycopg.Connection, entry: door.Entry) -> str:
-    """Streams the rows into the .part file, which is on the disk on return; the sha256 of its bytes."""
-    digest, block = hashlib.sha256(), bytearray()
-    with os.fdopen(os.open(_part(entry), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0) as file:
-        with door.reading(connection):
-            for piece in FORMATS[entry.format](connection, entry):
-                block += piece
-                if len(block) >= BLOCK_BYTES:
-                    _flush(file, digest, block)
-        _flush(file, digest, block)
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _flush(file, digest, block: bytearray) -> None:
-    digest.update(block)
-    while block:
-        del block[: file.write(block)]
-
-
-def _deliver(connection: psycopg.Connection, entry: door.Entry) -> Export:
-    """Gives a complete file its name, for good, and logs the delivery."""
-    part, file = _part(entry), _file(entry)
-    if part.exists():
-        part.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return Export(file, door.record(connection, entry.export_id, "delivered"))
+    done = door.record(connection, entry.export_id, "delivered")
+    file.unlink()
+    return Export(done)
 
 
 def _abandon(connection: psycopg.Connection, entry: door.Entry, error: BaseException) -> None:
     """Logs a failure and removes what was written; without a connection the next recovery does."""
     if not connection.closed:
-        _part(entry).unlink(missing_ok=True)
+        files.part_of(entry).unlink(missing_ok=True)
         door.record(connection, entry.export_id, "failed", reason=_sentence(error))
 
 
@@ -198,9 +243,6 @@ def _sentence(error: BaseException) -> str:
     """What went wrong, without the values of rows that the details of an error of the database may have."""
     if isinstance(error, psycopg.Error):
         return error.diag.message_primary or type(error).__name__
+    if isinstance(error, UserError):
+        return str(error)
     return str(getattr(error, "strerror", None) or type(error).__name__)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

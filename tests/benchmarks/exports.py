@@ -72,7 +72,7 @@ def _exported(connection: psycopg.Connection, name: str, folder: Path) -> float:
 
 
 def _plain(connection: psycopg.Connection, name: str, file: Path) -> float:
-    fields = [column for column in door.columns(include_pii=False, is_delta=False) if column != "entered_at"]
+    fields = [column for column in door.columns("csv", include_pii=False, is_delta=False) if column != "entered_at"]
     query = PLAIN.format(columns=", ".join([*fields, "members.entered_at"]), org=ORG, people=name)
     started = time.perf_counter()
     with file.open("wb") as out, connection.cursor().copy(query) as rows:

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import dagster
+import fsspec
 import psycopg
+import pyarrow.parquet
 import pytest
 
 from orchestration import segments
 from orchestration.build import build
+from orchestration.defs.exports import requested_exports, segment_export
 from orchestration.errors import CheckFailed, UserError
-from orchestration.exports import door, log, runner
+from orchestration.exports import destinations, door, files, formats, log, runner
 from orchestration.load import load_files
 from orchestration.sample import write_sample
 from tests.filters import group, rule
@@ -219,10 +223,10 @@ def test_only_what_was_delivered_is_acknowledged_and_once(connection):
     runner.acknowledge(connection, done.entry.export_id)
     with pytest.raises(UserError, match="is acknowledged and cannot become acknowledged"):
         runner.acknowledge(connection, done.entry.export_id)
-    told = audience("segments", "acknowledge", "x")
+    told = audience("exports", "acknowledge", "x")
     assert (told.returncode, told.stderr) == (
         2,
-        "audience: 'x' is no id of an export: give the one that the export printed.\n",
+        "audience: 'x' is no id of an export: give the one that audience exports list shows.\n",
     )
 
 
@@ -282,7 +286,7 @@ def test_a_small_segment_warns_and_ad_platforms_are_refused_it(connection):
             ORG,
             "Every body",
             "a test",
-            include_pii=False,
+            include_pii=True,
             is_delta=False,
             format_name="meta",
             destination="/",
@@ -293,7 +297,7 @@ def test_an_export_that_fails_is_logged_and_leaves_no_file(connection, monkeypat
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runner.os, "fsync", full_disk)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
     monkeypatch.setattr(log, "keep_head", lambda *_: None)
     with pytest.raises(UserError, match=r"ended early .No space left on device."):
         export(connection)
@@ -349,7 +353,8 @@ def test_recovery_delivers_a_complete_file_and_gives_up_another(connection):
     for damage in ("", "x"):
         entry = door.request(connection, ORG, "Every body", "a test", include_pii=False, is_delta=False, format_name="csv",
                              destination=str(log.exports_folder()))  # fmt: skip
-        entry = door.record(connection, entry.export_id, "completed", runner.stream(connection, entry))
+        sha256, _ = files.stream(connection, entry)
+        entry = door.record(connection, entry.export_id, "completed", sha256)
         part = next(log.exports_folder().glob(f"*{entry.export_id}.csv.part"))
         part.write_bytes(part.read_bytes() + damage.encode())
         ends[entry.export_id] = "failed" if damage else "delivered"
@@ -366,6 +371,181 @@ def assert_truthful(connection: psycopg.Connection) -> None:
     )
     for file in log.exports_folder().glob("*.csv"):
         assert hashlib.sha256(file.read_bytes()).hexdigest() == found[file.stem[-36:]], file
+
+
+# The log
+
+
+# Other formats, other places, and exports that wait
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_list_for_an_ad_platform_has_hashes_and_counts(connection, monkeypatch):
+    monkeypatch.setattr(formats, "minimum_people", lambda: {"meta": 2})
+    first, second, third = list(people(connection))[:3]
+    connection.execute("delete from audience_contacts.customer_contacts where org_id = %s", [ORG])
+    give_contact(connection, first, email=" Ada@Example.com ", first_name="Ada")
+    give_contact(connection, second, phone="+44 7911 123456")
+    give_contact(connection, third, email="no address")
+    done = export(connection, format_name="meta", include_pii=True)
+    assert done.file.name.endswith(f"{done.entry.export_id}.meta.csv")
+    with done.file.open(newline="", encoding="utf-8") as file:
+        rows = {(row["email"], row["phone"], row["fn"]) for row in csv.DictReader(file)}
+    assert rows == {(sha256("ada@example.com"), "", sha256("ada")), ("", sha256("447911123456"), "")}
+    assert done.entry.columns == ["email", "phone", "first_name", "last_name"]
+    members = done.entry.rows_count
+    assert (done.entry.format_counts["rows"], done.entry.format_counts["left_out"]) == (2, members - 2)
+    assert done.entry.format_counts["invalid"] == {"email": 1}
+
+
+def test_a_list_in_which_too_few_could_be_found_is_none(connection):
+    with pytest.raises(UserError, match=r"meta could find \d+ people of the list, and wants 100 at least: widen"):
+        export(connection, format_name="meta", include_pii=True)
+    assert [outcome for outcome, *_ in logged(connection)] == ["requested", "failed"]
+    assert list(log.exports_folder().glob("*.meta*")) == []
+
+
+def test_an_ad_platforms_list_needs_personal_data_and_is_no_delta(connection):
+    with pytest.raises(UserError, match="contact details are personal data"):
+        export(connection, format_name="tiktok")
+    with pytest.raises(UserError, match="A list for google cannot say who entered and who left"):
+        export(connection, format_name="google", include_pii=True, is_delta=True)
+
+
+def test_parquet_has_what_csv_has_with_its_types(connection):
+    done, plain = export(connection, format_name="parquet"), export(connection)
+    rows = pyarrow.parquet.read_table(done.file).to_pylist()
+    texts = records(plain)
+    assert [row["visitor_id"] for row in rows] == [row["visitor_id"] for row in texts]
+    assert [str(row["sessions_count"]) for row in rows] == [row["sessions_count"] for row in texts]
+    assert all(row["entered_at"].tzinfo and isinstance(row["is_consented"], bool) for row in rows)
+
+
+@pytest.fixture
+def store() -> Iterator[fsspec.AbstractFileSystem]:
+    memory = fsspec.filesystem("memory")
+    memory.mkdirs("/lists", exist_ok=True)
+    yield memory
+    memory.rm("/lists", recursive=True)
+
+
+def test_what_is_delivered_elsewhere_is_not_kept(connection, store):
+    done = export(connection, to="memory://lists")
+    (there,) = store.ls("/lists", detail=False)
+    assert hashlib.sha256(store.cat(there)).hexdigest() == done.entry.file_sha256
+    assert (done.file, done.entry.destination, done.entry.outcome) == (None, "memory://lists", "delivered")
+    assert list(log.exports_folder().glob("*.csv*")) == []
+
+
+def test_what_could_not_be_delivered_is_kept_logged_and_tried_again(connection, store, monkeypatch):
+    def full(*_: Any) -> None:
+        raise UserError("The store is full: make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(destinations, "deliver", full)
+        with pytest.raises(
+            UserError, match=r"The store is full: make room\. The file is kept until audience exports retry"
+        ):
+            export(connection, to="memory://lists")
+        entry = runner.latest(connection)[-1]
+        assert (entry.outcome, entry.reason) == ("undelivered", "The store is full: make room.")
+        with pytest.raises(UserError, match="The store is full"):
+            runner.retry(connection, entry.export_id)
+    (kept,) = log.exports_folder().glob("*.csv")
+    done = runner.retry(connection, entry.export_id)
+    assert done.entry.outcome == "delivered" and not kept.exists() and len(store.ls("/lists")) == 1
+    outcomes = [one.outcome for one in runner.history(connection, entry.export_id)]
+    assert outcomes == ["requested", "completed", "undelivered", "undelivered", "delivered"]
+    with pytest.raises(UserError, match="is delivered: there is nothing to do again"):
+        runner.retry(connection, entry.export_id)
+
+
+def test_killed_before_its_delivery_an_export_waits_for_a_retry(connection, store):
+    with segments.connect() as killed:
+        segments.materialize(killed)
+        asked = {"include_pii": False, "is_delta": False, "format_name": "csv", "destination": "memory://lists"}
+        entry = door.request(killed, ORG, "Every body", "a test", **asked)
+        done, _ = files.stream(killed, entry)
+        door.record(killed, entry.export_id, "completed", done)
+    assert [one.outcome for one in runner.recover(connection)] == ["undelivered"]
+    assert runner.retry(connection, entry.export_id).entry.outcome == "delivered"
+
+
+def test_a_failed_export_is_asked_for_anew(connection, monkeypatch):
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full_disk)
+        patch.setattr(log, "keep_head", lambda *_: None)
+        with pytest.raises(UserError, match="ended early"):
+            export(connection)
+    failed = runner.latest(connection)[-1]
+    again = runner.retry(connection, failed.export_id)
+    assert again.entry.export_id != failed.export_id and again.file.exists()
+    assert (again.entry.purpose, again.entry.destination) == (failed.purpose, failed.destination)
+
+
+def test_an_export_that_waits_is_made_once(connection):
+    asked = export(connection, is_queued=True).entry
+    assert (asked.outcome, asked.is_queued) == ("requested", True)
+    assert runner.recover(connection) == [], "it has no process that could have ended"
+    assert [one.export_id for one in runner.requested(connection)] == [asked.export_id]
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="is not open to you"), door.reading(connection):
+        list(door.rows(connection, asked))
+    done = runner.run_requested(connection, asked.export_id)
+    assert len(records(done)) == done.entry.rows_count > 0
+    with pytest.raises(UserError, match="is delivered and cannot become started"):
+        runner.run_requested(connection, asked.export_id)
+    assert runner.requested(connection) == []
+
+
+def test_an_export_whose_worker_was_killed_is_given_up(connection):
+    asked = export(connection, is_queued=True).entry
+    with segments.connect() as killed:
+        door.record(killed, asked.export_id, "started")
+        assert runner.recover(connection) == [], "its process lives"
+    assert [(one.outcome, one.reason) for one in runner.recover(connection)] == [
+        ("failed", "its process ended before the file was complete")
+    ]
+
+
+def test_dagster_makes_what_waits_and_shows_no_person(connection):
+    asked = export(connection, is_queued=True).entry
+    with dagster.instance_for_test() as instance:
+        ticks = [
+            requested_exports.evaluate_tick(dagster.build_sensor_context(instance=instance)).run_requests
+            for _ in range(2)
+        ]
+    assert [[run.run_key for run in runs] for runs in ticks] == [[str(asked.export_id)]] * 2
+    run = dagster.materialize([segment_export], run_config=ticks[0][0].run_config)
+    (shown,) = [event.materialization.metadata for event in run.get_asset_materialization_events()]
+    (last,) = [one for one in runner.latest(connection) if one.export_id == asked.export_id]
+    assert (last.outcome, shown["rows"].value, shown["sha256"].value) == (
+        "delivered",
+        last.rows_count,
+        last.file_sha256,
+    )
+    assert shown["log"].value == f"{last.log_number} {last.row_hash}"
+    told = " ".join(str(entry.value) for entry in shown.values())
+    assert not any(visitor in told for visitor in people(connection))
+
+
+def test_the_commands_list_and_show_what_became_of_exports(connection):
+    export_id = str(export(connection).entry.export_id)
+    listed = audience("exports", "list", "--org", ORG, "--json")
+    assert [one["outcome"] for one in json.loads(listed.stdout) if one["export_id"] == export_id] == ["delivered"]
+    assert export_id in audience("exports", "list").stdout.replace("\n", "")
+    shown = audience("exports", "show", export_id)
+    assert shown.returncode == 0 and "purpose: a test" in shown.stdout and "completed" in shown.stdout
+    assert audience("exports", "retry", export_id).returncode == 2
+    waiting = audience("segments", "export", "Every body", "--org", ORG, "--purpose", "later", "--later")
+    assert waiting.returncode == 0 and "is asked for" in waiting.stdout
+    missing = audience("exports", "show", "00000000-0000-0000-0000-000000000000")
+    assert (missing.returncode, "There is no export" in missing.stderr) == (2, True)
 
 
 # The log

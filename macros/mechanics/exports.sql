@@ -222,8 +222,8 @@ declare
     p_org constant text := request.org_id;
     members_count bigint;
     listed_count bigint;
+    entered_count bigint;
     gone_count bigint := 0;
-    kept_count bigint := 0;
     listed constant text := $list$
         from {{ state }}.segment_memberships as members
         join {{ target.schema }}.audience_customers as people on people.org_id = members.org_id and people.visitor_id = members.visitor_id
@@ -246,23 +246,6 @@ begin
     ) then
         raise exception using errcode = 'invalid_parameter_value', message = format('Segment %L changed since its export was asked for: ask for a new one.', request.segment_name);
     end if;
-    insert into {{ state }}.segment_export_lists values (p_export_id, 0, 0, 0, 0);
-    -- batches, because a row for each takes twice as long as all the rest
-    execute 'insert into {{ state }}.segment_export_members select $3, batch, array_agg(visitor_id)
-        from (select members.visitor_id, row_number() over () / 10000 as batch ' || listed || ') as batches group by batch'
-    using p_org, request.segment_name, p_export_id;
-    select coalesce(sum(cardinality(visitor_ids)), 0) into listed_count from {{ state }}.segment_export_members where export_id = p_export_id;
-    select count(*) into members_count from {{ state }}.segment_memberships where org_id = p_org and segment_name = request.segment_name and left_at is null;
-    if request.since_export_id is not null then
-        select count(*) filter (where listed.visitor_id is null), count(listed.visitor_id) into gone_count, kept_count
-        from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = request.since_export_id) as former
-        left join (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = p_export_id) as listed using (visitor_id);
-    end if;
-    update {{ state }}.segment_export_lists
-    set rows_count = listed_count - kept_count + gone_count, entered_count = listed_count - kept_count, left_count = gone_count,
-        suppressed_count = members_count - listed_count
-    where export_id = p_export_id;
-
     select
         string_agg(case
             when name = 'visitor_id' then format(visitor, 'people')
@@ -280,14 +263,32 @@ begin
     into entered, gone
     from unnest(request.columns) with ordinality as wanted (name, place)
     left join pg_attribute on attrelid = '{{ target.schema }}.audience_customers'::regclass and attname = name and attnum > 0;
-    return query execute 'select ' || entered || listed || case when request.kind = 'delta' then $delta$
+    select count(*) into members_count from {{ state }}.segment_memberships where org_id = p_org and segment_name = request.segment_name and left_at is null;
+    if request.kind = 'full' then
+        return query execute 'select ' || entered || listed using p_org, request.segment_name;
+        get diagnostics listed_count = row_count;
+    end if;
+    -- batches, because a row for each takes twice as long as all the rest
+    execute 'insert into {{ state }}.segment_export_members select $3, batch, array_agg(visitor_id)
+        from (select members.visitor_id, row_number() over () / 10000 as batch ' || case when listed_count = members_count
+            then 'from {{ state }}.segment_memberships as members where org_id = $1 and segment_name = $2 and left_at is null'
+            else listed end || ') as batches group by batch'
+    using p_org, request.segment_name, p_export_id;
+    if request.kind = 'delta' then
+        select count(*) filter (where former.visitor_id is null), count(*) filter (where listed.visitor_id is null), count(listed.visitor_id)
+        into entered_count, gone_count, listed_count
+        from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = request.since_export_id) as former
+        full join (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = p_export_id) as listed using (visitor_id);
+        return query execute 'select ' || entered || listed || $delta$
             and not exists (select from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = $4) as former where former.visitor_id = members.visitor_id)
         union all
         select $delta$ || gone || $gone$
         from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = $4) as former
         where not exists (select from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = $3) as listed where listed.visitor_id = former.visitor_id)
-        $gone$ else '' end
-    using p_org, request.segment_name, p_export_id, request.since_export_id;
+        $gone$ using p_org, request.segment_name, p_export_id, request.since_export_id;
+    end if;
+    insert into {{ state }}.segment_export_lists (export_id, rows_count, entered_count, left_count, suppressed_count)
+    values (p_export_id, coalesce(entered_count, listed_count) + gone_count, coalesce(entered_count, listed_count), gone_count, members_count - listed_count);
 end $read$;
 
 -- What became of an export. Its counts are those that the database made when it was read.

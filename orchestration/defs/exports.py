@@ -6,7 +6,7 @@ from uuid import UUID
 import dagster as dg
 
 from orchestration import segments
-from orchestration.defs.segments import segment_memberships
+from orchestration.defs.segments import markdown, segment_memberships
 from orchestration.exports import runner
 
 
@@ -26,6 +26,7 @@ def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -
     """Makes one export. Raises UserError when it was made already, and for what the log then says."""
     with segments.connect() as connection:
         entry = runner.run_requested(connection, UUID(config.export_id)).entry
+        stages = runner.stages(connection, entry)
     context.add_output_metadata(
         {
             "segment": f"{entry.segment_name} of {entry.org_id}",
@@ -36,6 +37,7 @@ def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -
             "entered": entry.entered_count,
             "left": entry.left_count,
             "suppressed": entry.suppressed_count,
+            "members by lifecycle stage": dg.MetadataValue.md(markdown(["stage", "members"], stages)),
             "destination": entry.destination,
             "sha256": entry.file_sha256,
             # kept outside of the database, so that a log that is written anew is found

@@ -1,5 +1,7 @@
 """The segments after the marts: who is in each is observed, and what became of it is shown."""
 
+from collections.abc import Iterable, Sequence
+
 import dagster as dg
 
 from orchestration import segments
@@ -8,18 +10,18 @@ from orchestration.segments import Materialization
 COLUMNS = ["org", "segment", "members", "entered", "left", "not materialized because"]
 
 
-def table_of(done: list[Materialization]) -> str:
-    """A row per segment as Markdown: counts, no person."""
-    rows = [
-        [one.org_id, one.segment_name, one.members_count, one.entered_count, one.left_count, one.error or ""]
-        for one in done
-    ]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as Markdown; nothing in a cell is taken for a part of it."""
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
 
 
 def _cell(value: object) -> str:
     return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _row(one: Materialization) -> tuple[object, ...]:
+    return one.org_id, one.segment_name, one.members_count, one.entered_count, one.left_count, one.error
 
 
 @dg.asset(
@@ -39,7 +41,7 @@ def segment_memberships(context: dg.AssetExecutionContext) -> None:
             "members": sum(one.members_count or 0 for one in done),
             "entered": sum(one.entered_count for one in done),
             "left": sum(one.left_count for one in done),
-            "by segment": dg.MetadataValue.md(table_of(done)),
+            "by segment": dg.MetadataValue.md(markdown(COLUMNS, map(_row, done))),
         }
     )
     segments.check(done)

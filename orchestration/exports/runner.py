@@ -164,6 +164,19 @@ def unfinished(connection: psycopg.Connection, export_id: UUID | None = None) ->
     return _latest(connection, UNFINISHED, export_id=export_id, is_owner=_is_owner(connection))
 
 
+def stages(connection: psycopg.Connection, entry: door.Entry) -> list[tuple[str, int]]:
+    """How many of a segment's members are in which lifecycle stage: a look at a list that shows nobody. For its owner."""
+    schema = target_schema()
+    query = sql.SQL(
+        "select lifecycle_stage, count(*) from {memberships} join {customers} using (org_id, visitor_id)"
+        " where org_id = %s and segment_name = %s and left_at is null group by 1 order by 2 desc, 1"
+    ).format(
+        memberships=sql.Identifier(f"{schema}_state", "segment_memberships"),
+        customers=sql.Identifier(schema, "audience_customers"),
+    )
+    return connection.execute(query, [entry.org_id, entry.segment_name]).fetchall()
+
+
 def _latest(
     connection: psycopg.Connection, condition: str, *,
     export_id: UUID | None = None, org_id: str | None = None, is_owner: bool = False,

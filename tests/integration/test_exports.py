@@ -530,6 +530,8 @@ def test_dagster_makes_what_waits_and_shows_no_person(connection):
         last.file_sha256,
     )
     assert shown["log"].value == f"{last.log_number} {last.row_hash}"
+    stages = shown["members by lifecycle stage"].value.splitlines()[2:]
+    assert sum(int(line.split("|")[2]) for line in stages) == last.rows_count
     told = " ".join(str(entry.value) for entry in shown.values())
     assert not any(visitor in told for visitor in people(connection))
 

@@ -449,7 +449,9 @@ def test_dagster_materializes_and_shows_counts_alone(connection, files):
 
 def test_the_tables_are_made_beside_those_of_an_older_release(database):
     with segments.connect() as connection:
-        connection.execute("drop table audience_state.segment_memberships, audience_state.audience_segments")
+        connection.execute(
+            "drop table audience_state.segment_memberships, audience_state.audience_segments, audience_state.segment_export_members"
+        )
         connection.execute("comment on schema audience_state is 'release of before'")
     with segments.connect() as connection:
         assert segments.list_segments(connection) == []

@@ -177,7 +177,7 @@ begin
         when entry.format !~ '^[a-z_]+$' then 'its format is no name: give one of those that there are'
         when cardinality(entry.columns) = 0 then 'no columns are given: name some'
         when unknown_columns is not null then format('there is no column %s: give columns of audience_customers', array_to_string(unknown_columns, ', '))
-        when entry.columns && array['{{ contact_columns() | join("', '") }}'] and not entry.include_pii then 'contact details are personal data: leave their columns out, or ask for personal data'
+        when entry.columns && array['{{ contact_columns() | join("', '") }}'] and not entry.include_pii then 'contact details are personal data: ask for personal data (--include-pii), or leave their columns out'
         when segment.materialized_filter_version is distinct from segment.filter_version then 'its members were not observed since its filter changed: materialize the segment, or wait for the next build'
         when people_count < {{ var('export_minimum_people_count') }} and entry.format = any(array[{% for format in var('export_formats_with_minimum') %}'{{ format }}'{{ ', ' if not loop.last }}{% endfor %}])
             then format('it has %s people, and %s wants at least {{ var("export_minimum_people_count") }}: widen its filter', people_count, p_format)

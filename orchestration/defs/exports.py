@@ -32,7 +32,6 @@ def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -
             "segment": f"{entry.segment_name} of {entry.org_id}",
             "purpose": entry.purpose or "",
             "personal data": entry.include_pii,
-            "columns": ", ".join(entry.columns),
             "rows": entry.rows_count,
             "entered": entry.entered_count,
             "left": entry.left_count,
@@ -40,6 +39,7 @@ def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -
             "members by lifecycle stage": dg.MetadataValue.md(markdown(["stage", "members"], stages)),
             "destination": entry.destination,
             "sha256": entry.file_sha256,
+            "columns": ", ".join(entry.columns),
             # kept outside of the database, so that a log that is written anew is found
             "log": f"{entry.log_number} {entry.row_hash}",
         }

@@ -14,6 +14,8 @@ from orchestration.errors import UserError
 from orchestration.exports import copies, door, formats, log
 from orchestration.settings import project_variables
 
+# Where lists may go that somebody asked for and the owner makes: folders and URLs, separated by commas.
+ALLOWED_DESTINATIONS = "AUDIENCE_EXPORT_DESTINATIONS"
 FORMAT_NAMES = (*copies.FORMATS, *formats.FORMATS)
 BLOCK_BYTES = 1 << 20
 KINDS = {"bigint": "integer", "integer": "integer", "boolean": "boolean", "timestamp with time zone": "timestamptz"}
@@ -38,10 +40,30 @@ def usable_folder(to: str | None) -> Path:
     return folder
 
 
+def check_queued(destination: str) -> None:
+    """Raises UserError unless the owner's process may bring a list of others to this destination: into its own exports, to a
+    webhook on the public internet, or below what AUDIENCE_EXPORT_DESTINATIONS names."""
+    if not destination or destination.startswith("https://"):
+        return
+    allowed = [name.strip() for name in os.environ.get(ALLOWED_DESTINATIONS, "").split(",") if name.strip()]
+    if not any(_is_below(destination, name) for name in allowed):
+        raise UserError(
+            f"{destination} is not among the destinations of exports that wait: leave --to out, or name it in {ALLOWED_DESTINATIONS}."
+        )
+
+
+def _is_below(destination: str, allowed: str) -> bool:
+    if is_remote(destination) or is_remote(allowed):
+        below = destination == allowed or destination.startswith(allowed.rstrip("/") + "/")
+        return below and ".." not in destination.split("/")
+    return Path(destination).resolve().is_relative_to(Path(allowed).resolve())
+
+
 def file_of(entry: door.Entry) -> Path:
     """The file by org, segment and export id; one that is delivered elsewhere is kept among the exports until it is."""
     names = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] for name in (entry.org_id, entry.segment_name)]
-    folder = log.exports_folder() if is_remote(entry.destination) else Path(entry.destination)
+    is_elsewhere = is_remote(entry.destination) or not entry.destination
+    folder = log.exports_folder() if is_elsewhere else Path(entry.destination)
     return folder / "-".join([*names, f"{entry.export_id}.{_suffix(entry.format)}"])
 
 

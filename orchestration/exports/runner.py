@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from orchestration import segments
-from orchestration.errors import UserError
+from orchestration.errors import CheckFailed, UserError
 from orchestration.exports import destinations, door, files, formats
 from orchestration.exports.delivery import Delivery, safe_name
 from orchestration.settings import target_schema
@@ -68,7 +68,10 @@ def export_segment(
 
 
 def _destination(to: str | None, is_queued: bool) -> str:
-    """What the log says of `to`. Raises UserError for what cannot be used."""
+    """What the log says of `to`; nothing for the exports of whoever makes the list later. Raises UserError for what cannot
+    be used."""
+    if to is None and is_queued:
+        return ""
     if to is None or not files.is_remote(to):
         return str(files.usable_folder(to))
     destinations.check(to)
@@ -83,11 +86,17 @@ def requested(connection: psycopg.Connection) -> list[door.Entry]:
 
 
 def run_requested(connection: psycopg.Connection, export_id: UUID) -> Export:
-    """Makes an export that waits in the queue, once. Raises UserError when another process does, or did."""
-    entry = find(connection, export_id)
-    if entry.outcome == "requested" and _is_owner(connection):
-        segments.check(segments.materialize(connection, entry.segment_name, entry.org_id))
-    return write_file(connection, door.record(connection, export_id, "started"))
+    """Makes an export that waits in the queue, once. Raises UserError when another process does, or did, and for a
+    destination to which it may not go."""
+    entry = door.record(connection, export_id, "started")
+    try:
+        files.check_queued(entry.destination)
+        if _is_owner(connection):
+            segments.check(segments.materialize(connection, entry.segment_name, entry.org_id))
+    except (UserError, CheckFailed) as error:
+        door.record(connection, export_id, "failed", reason=str(error))
+        raise
+    return write_file(connection, entry)
 
 
 def write_file(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:
@@ -137,10 +146,10 @@ def retry(connection: psycopg.Connection, export_id: UUID, to: str | None = None
     """
     recover(connection)
     entry = find(connection, export_id)
-    to = to or entry.destination
+    to = to or entry.destination or None
     if entry.outcome not in ("failed", "undelivered"):
         raise UserError(f"Export {export_id} is {entry.outcome}: there is nothing to do again.")
-    if safe_name(to) != entry.destination:
+    if to and safe_name(to) != entry.destination:
         raise UserError(f"Export {export_id} goes to {entry.destination}: give its URL, or make another export.")
     if entry.outcome == "undelivered":
         return _deliver(connection, entry, to)

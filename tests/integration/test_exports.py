@@ -503,6 +503,25 @@ def test_an_export_that_waits_is_made_once(connection):
     assert runner.requested(connection) == []
 
 
+def test_what_waits_goes_nowhere_that_the_owner_does_not_allow(connection, tmp_path, monkeypatch):
+    allowed = tmp_path / "allowed"
+    monkeypatch.setenv("AUDIENCE_EXPORT_DESTINATIONS", f" {allowed} , memory://lists/")
+    segments.materialize(connection)
+    for to in (
+        f"{allowed}/../elsewhere",
+        str(tmp_path / "allowed_too"),
+        "memory://lists/../other",
+        "sftp://inside/lists",
+    ):
+        asked = {"include_pii": False, "is_delta": False, "format_name": "csv", "destination": to, "is_queued": True}
+        entry = door.request(connection, ORG, "Every body", "a test", **asked)
+        with pytest.raises(UserError, match="is not among the destinations of exports that wait"):
+            runner.run_requested(connection, entry.export_id)
+        assert runner.find(connection, entry.export_id).outcome == "failed"
+    done = export(connection, is_queued=True, to=str(allowed / "spring"))
+    assert runner.run_requested(connection, done.entry.export_id).file.parent == allowed / "spring"
+
+
 def test_an_export_whose_worker_was_killed_is_given_up(connection):
     asked = export(connection, is_queued=True).entry
     with segments.connect() as killed:

@@ -270,7 +270,7 @@ begin
     end if;
     -- batches, because a row for each takes twice as long as all the rest
     execute 'insert into {{ state }}.segment_export_members select $3, batch, array_agg(visitor_id)
-        from (select members.visitor_id, hashtext(members.visitor_id) & 63 as batch ' || case when listed_count = members_count
+        from (select members.visitor_id, row_number() over () / 10000 as batch ' || case when listed_count = members_count
             then 'from {{ state }}.segment_memberships as members where org_id = $1 and segment_name = $2 and left_at is null'
             else listed end || ') as batches group by batch'
     using p_org, request.segment_name, p_export_id;

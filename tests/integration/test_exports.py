@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -68,6 +69,16 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def export(connection: psycopg.Connection, **options: Any) -> runner.Export:
     return runner.export_segment(connection, "Every body", "a test", ORG, **options)
+
+
+@contextmanager
+def killed_later(connection: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    """A connection of a process that ends with the block; the server has let go of its locks afterwards."""
+    with segments.connect() as killed:
+        server_process = killed.info.backend_pid
+        yield killed
+    while connection.execute("select from pg_stat_activity where pid = %s", [server_process]).fetchone():
+        time.sleep(0.01)
 
 
 def records(done: runner.Export) -> list[dict[str, str]]:
@@ -464,7 +475,7 @@ def test_what_could_not_be_delivered_is_kept_logged_and_tried_again(connection, 
 
 
 def test_killed_before_its_delivery_an_export_waits_for_a_retry(connection, store):
-    with segments.connect() as killed:
+    with killed_later(connection) as killed:
         segments.materialize(killed)
         asked = {"include_pii": False, "is_delta": False, "format_name": "csv", "destination": "memory://lists"}
         entry = door.request(killed, ORG, "Every body", "a test", **asked)
@@ -524,7 +535,7 @@ def test_what_waits_goes_nowhere_that_the_owner_does_not_allow(connection, tmp_p
 
 def test_an_export_whose_worker_was_killed_is_given_up(connection):
     asked = export(connection, is_queued=True).entry
-    with segments.connect() as killed:
+    with killed_later(connection) as killed:
         door.record(killed, asked.export_id, "started")
         assert runner.recover(connection) == [], "its process lives"
     assert [(one.outcome, one.reason) for one in runner.recover(connection)] == [

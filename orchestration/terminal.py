@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -184,7 +185,7 @@ def print_exports(entries: list[Entry]) -> None:
     """Exports, each with what became of it last."""
     rows = [
         (
-            str(entry.export_id), f"{entry.logged_at:%Y-%m-%d %H:%M:%S}", entry.org_id, entry.segment_name, entry.format, entry.outcome,
+            str(entry.export_id), _moment(entry.logged_at), entry.org_id, entry.segment_name, entry.format, entry.outcome,
             _count(entry.rows_count),
         )
         for entry in entries
@@ -204,7 +205,7 @@ def print_export_history(entries: list[Entry]) -> None:
         out.print(f"{name}: {value if value is not None else '-'}", markup=False, soft_wrap=True)
     rows = [
         (
-            f"{entry.logged_at:%Y-%m-%d %H:%M:%S}",
+            _moment(entry.logged_at),
             entry.outcome,
             entry.login_name,
             entry.reason or "",
@@ -284,6 +285,10 @@ def _sample(report: VerifyReport) -> str:
         orgs.setdefault(org_id, []).append(str(day))
     named = "; ".join(f"{org_id} on {', '.join(days)}" for org_id, days in orgs.items())
     return f"{named} (--seed {report.sample.seed}, {report.seconds:.1f} s)"
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def _change(now: Any, before: Any) -> str:

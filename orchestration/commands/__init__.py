@@ -1,0 +1,1 @@
+"""The commands of the `audience` command, a module for each group."""

@@ -167,6 +167,7 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 {{ follow_removals(landing ~ '.events', 'org_id', 'event_id', 'landing_id', 'received_at') }}
 {{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'null', 'received_at') }}
 
+{{ privacy_ddl() }}
 {{ event_functions_ddl(landing) }}
 {% endmacro %}
 

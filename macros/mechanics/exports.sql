@@ -131,9 +131,11 @@ end $as_of$;
 
 -- Asks for an export: the row is written whether it is refused or not, so a refusal is an outcome with its reason and no
 -- error, which would take the row back. Whoever gets outcome requested, and does not leave it to a queue, holds a lock of the session until it ends, by which
--- others see that he is alive.
+-- others see that he is alive. p_refusal: why who asks does not even try, for the log.
+drop function if exists {{ state }}.request_segment_export(text, text, text, boolean, text[], text, text, boolean, boolean);
 create or replace function {{ state }}.request_segment_export(
-    p_org text, p_segment text, p_purpose text, p_include_pii boolean, p_columns text[], p_format text, p_destination text, p_is_delta boolean, p_is_queued boolean default false
+    p_org text, p_segment text, p_purpose text, p_include_pii boolean, p_columns text[], p_format text, p_destination text, p_is_delta boolean, p_is_queued boolean default false,
+    p_refusal text default null
 ) returns {{ log }}
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $request$
 declare
@@ -157,7 +159,7 @@ begin
     where wanted not in ('change', 'entered_at', '{{ contact_columns() | join("', '") }}') and not exists (
         select from pg_attribute where attrelid = to_regclass('{{ target.schema }}.audience_customers') and attname = wanted and attnum > 0 and not attisdropped
     );
-    if {{ may_read_org() }} then
+    if {{ may_read_org() }} and {{ has_role('analyst') }} then
         select * into segment from {{ state }}.audience_segments where org_id = p_org and segment_name = p_segment;
         entry.filter := segment.filter;
         entry.filter_version := segment.filter_version;
@@ -171,6 +173,7 @@ begin
     end if;
     entry.reason := case
         when not {{ has_role('analyst') }} then 'exports need the role audience_analyst: ask an administrator for it'
+        when p_refusal is not null then p_refusal
         when entry.include_pii and not {{ has_role('admin') }} then 'personal data needs the role audience_admin: export without it, or ask an administrator'
         when coalesce(p_purpose, '') !~ '\S' then 'no purpose is given: say what the list is for'
         when segment.segment_name is null then format('there is no segment %L of org %L: see the segments that there are', p_segment, p_org)
@@ -330,24 +333,26 @@ begin
     return entry;
 end $record$;
 
-{% for signature in ['export_log_hash(' ~ log ~ ')', 'chain_export_log()', 'refuse_log_change()', 'count_filter_version()', 'customers_as_of()', 'request_segment_export(text, text, text, boolean, text[], text, text, boolean, boolean)',
+{% for signature in ['export_log_hash(' ~ log ~ ')', 'chain_export_log()', 'refuse_log_change()', 'count_filter_version()', 'customers_as_of()', 'request_segment_export(text, text, text, boolean, text[], text, text, boolean, boolean, text)',
     'own_export(uuid)', 'read_segment_export(uuid)', 'record_segment_export(uuid, text, text, text, jsonb)'] %}
 revoke all on function {{ state }}.{{ signature }} from public;
 {% endfor %}
 {% endmacro %}
 
 
-{# Brings the rights on what analysts use of the state to what they should be; writes nothing when they are. #}
+{# Brings the rights on what analysts use of the state to what they should be; writes nothing when they are. A reader may ask
+   for an export, so that his refusal is in the log. #}
 {% macro secure_exports_sql() %}
 {%- set state = state_schema() -%}
 {%- set grants = {
-    'audience_segments': ['select', 'insert', 'delete'], 'segment_memberships': ['select'], 'segment_export_log': ['select'],
-    'customers_as_of': ['execute'], 'request_segment_export': ['execute'], 'read_segment_export': ['execute'], 'record_segment_export': ['execute'],
+    'audience_segments': {'select': 'analyst', 'insert': 'analyst', 'delete': 'analyst'},
+    'segment_memberships': {'select': 'analyst'}, 'segment_export_log': {'select': 'analyst'}, 'customers_as_of': {'execute': 'analyst'},
+    'request_segment_export': {'execute': 'reader'}, 'read_segment_export': {'execute': 'analyst'}, 'record_segment_export': {'execute': 'analyst'},
 } -%}
 do $rights$
 begin
     {% for name, privileges in grants.items() %}
-    perform {{ state }}.secure('{{ state }}', '{{ name }}', '{ {%- for privilege in privileges %}"{{ privilege }}": ["audience_analyst"]{{ ', ' if not loop.last }}{% endfor -%} }', false);
+    perform {{ state }}.secure('{{ state }}', '{{ name }}', '{ {%- for privilege, role in privileges.items() %}"{{ privilege }}": ["audience_{{ role }}"]{{ ', ' if not loop.last }}{% endfor -%} }', false);
     {% endfor %}
     if not exists (select from pg_policy where polrelid = '{{ state }}.audience_segments'::regclass and polname = 'writers') then
         -- those of files change with their files

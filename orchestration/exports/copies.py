@@ -25,12 +25,13 @@ end as {column}"""
 
 def csv(connection: psycopg.Connection, entry: door.Entry) -> Iterator[bytes | memoryview]:
     """CSV with a header, in UTF-8; no value runs as a formula in a spreadsheet."""
+    types = door.types(connection, entry)
     cells = [
         sql.SQL(SAFE if kind == "text" else "{column}").format(column=sql.Identifier(name))
-        for name, kind in door.types(connection, entry).items()
+        for name, kind in types.items()
     ]
     query = sql.SQL("copy (select {} from {}) to stdout (format csv, header true, encoding 'UTF8')")
-    return _copied(connection, query.format(sql.SQL(", ").join(cells), door.listed(connection, entry)))
+    return _copied(connection, query.format(sql.SQL(", ").join(cells), door.listed(entry, types)))
 
 
 def ndjson(connection: psycopg.Connection, entry: door.Entry) -> Iterator[bytes | memoryview]:
@@ -39,7 +40,7 @@ def ndjson(connection: psycopg.Connection, entry: door.Entry) -> Iterator[bytes 
     query = sql.SQL(
         "copy (select row_to_json(listed) from {}) to stdout (format csv, quote U&'\\0001', delimiter U&'\\0002', encoding 'UTF8')"
     )
-    return _copied(connection, query.format(door.listed(connection, entry)))
+    return _copied(connection, query.format(door.listed(entry, door.types(connection, entry))))
 
 
 def _copied(connection: psycopg.Connection, query: sql.Composed) -> Iterator[bytes | memoryview]:

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from orchestration.errors import UserError
 from orchestration.exports import log
-from orchestration.exports.formats import FORMATS
+from orchestration.exports.formats import FORMATS, is_for_ads
 from orchestration.people import read_catalog
 from orchestration.settings import target_schema
 
@@ -63,21 +63,26 @@ def columns(format_name: str, *, include_pii: bool, is_delta: bool) -> list[str]
     """What is exported: ids and the columns that filters may name; `change` of a delta, contact details on request. Of a list
     for an ad platform what it is made of."""
     fields = sorted(read_catalog().fields.columns)
-    if format_name in FORMATS and FORMATS[format_name].reads is not None:
+    if is_for_ads(format_name):
         return [name for name in FORMATS[format_name].reads if name in (*CONTACT_COLUMNS, *fields)]
     return [*(["change"] if is_delta else []), "org_id", "visitor_id", *(CONTACT_COLUMNS if include_pii else ()), *fields, "entered_at"]  # fmt: skip
 
 
-def request(
+def ask(
     connection: psycopg.Connection, org_id: str, segment_name: str, purpose: str, *,
-    include_pii: bool, is_delta: bool, format_name: str, destination: str, is_queued: bool = False,
+    include_pii: bool, is_delta: bool, format_name: str, destination: str, is_queued: bool = False, refusal: str | None = None,
 ) -> Entry:  # fmt: skip
-    """Asks for an export, which is logged and committed either way. Raises UserError with the reason of a refusal."""
+    """Asks for an export, or says with `refusal` why it is not even tried: logged and committed, requested or refused."""
     wanted = columns(format_name, include_pii=include_pii, is_delta=is_delta)
-    entry = _call(
+    return _call(
         connection, "request_segment_export", org_id, segment_name, purpose, include_pii, wanted, format_name, destination,
-        is_delta, is_queued,
+        is_delta, is_queued, refusal,
     )  # fmt: skip
+
+
+def request(connection: psycopg.Connection, org_id: str, segment_name: str, purpose: str, **asked: Any) -> Entry:
+    """Asks for an export, with the arguments of `ask`. Raises UserError with the reason of a refusal."""
+    entry = ask(connection, org_id, segment_name, purpose, **asked)
     if entry.outcome == "refused":
         raise UserError(f"Segment {segment_name!r} of org {org_id!r} is not exported: {entry.reason}.")
     return entry
@@ -139,11 +144,9 @@ def types(connection: psycopg.Connection, entry: Entry) -> dict[str, str]:
     return {name: known[name] for name in entry.columns}
 
 
-def listed(connection: psycopg.Connection, entry: Entry) -> sql.Composed:
-    """The rows of an export for a from-clause, as `listed`; of one statement in `reading`."""
-    definitions = [
-        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in types(connection, entry).items()
-    ]
+def listed(entry: Entry, types: dict[str, str]) -> sql.Composed:
+    """The rows of an export for a from-clause, as `listed`; of one statement in `reading`. types: of its columns."""
+    definitions = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(kind)) for name, kind in types.items()]
     return sql.SQL("{}({}) as listed ({})").format(
         sql.Identifier(f"{target_schema()}_state", "read_segment_export"),
         sql.Literal(entry.export_id),
@@ -153,6 +156,6 @@ def listed(connection: psycopg.Connection, entry: Entry) -> sql.Composed:
 
 def rows(connection: psycopg.Connection, entry: Entry) -> Iterator[tuple[str | None, ...]]:
     """The rows of an export as texts in the order of its columns, one by one; for formats that are not made by COPY."""
-    query = sql.SQL("copy (select * from {}) to stdout").format(listed(connection, entry))
+    query = sql.SQL("copy (select * from {}) to stdout").format(listed(entry, types(connection, entry)))
     with connection.cursor().copy(query) as copied:
         yield from copied.rows()

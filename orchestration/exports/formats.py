@@ -247,3 +247,8 @@ FORMATS: dict[str, Format] = {
     "tiktok": _ad_platform(_tiktok, ("Email_SHA256", "Phone_SHA256", "MAID"), (*_CONTACT, "mobile_advertising_id")),
     "parquet": Format(".parquet", "application/vnd.apache.parquet", False, None, _write_parquet),
 }
+
+
+def is_for_ads(name: str) -> bool:
+    """Whether a format is a list for an ad platform: made of some columns alone, to be replaced as a whole."""
+    return name in FORMATS and FORMATS[name].reads is not None

@@ -46,30 +46,35 @@ def export_segment(
     """Writes a segment's people into a file and brings it to `to`: a folder, by default `exports` in AUDIENCE_HOME, or a URL.
 
     is_queued: Dagster's sensor, or `run_requested`, does it later. Whoever may materialize the segment does that first; for
-    others it is as last materialized. Raises UserError for a refusal, which is logged, for a destination that cannot be used
-    and for a delivery that fails.
+    others it is as last materialized. Raises UserError for a refusal, also for a destination that cannot be used, which is
+    logged, and for a delivery that fails.
     """
-    if format_name not in files.FORMAT_NAMES:
-        raise UserError(f"There is no format {format_name!r}: give one of {', '.join(files.FORMAT_NAMES)}.")
-    if is_delta and format_name in formats.FORMATS and formats.FORMATS[format_name].reads is not None:
-        raise UserError(
-            f"A list for {format_name} cannot say who entered and who left: leave --delta out, and replace the list."
-        )
-    destination = _destination(to, is_queued)
-    recover(connection)
-    org_id = org_id or segments.find_segment(connection, segment_name).org_id
-    if _is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
-        segments.check(segments.materialize(connection, segment_name, org_id))
-    entry = door.request(
-        connection, org_id, segment_name, purpose, include_pii=include_pii, is_delta=is_delta, format_name=format_name,
-        destination=destination, is_queued=is_queued,
-    )  # fmt: skip
+    if not is_queued and _may(connection, "segment_export_log", "select"):
+        recover(connection)
+    asked = {"include_pii": include_pii, "is_delta": is_delta, "format_name": format_name, "is_queued": is_queued}
+    try:
+        destination = _checked(format_name, to, is_delta, is_queued)
+        if _may(connection, "audience_segments", "select"):
+            org_id = org_id or segments.find_segment(connection, segment_name).org_id
+        if _is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
+            segments.check(segments.materialize(connection, segment_name, org_id))
+    except (UserError, CheckFailed) as error:
+        refused = {"destination": safe_name(to or ""), "refusal": str(error)}
+        door.ask(connection, org_id or "", segment_name, purpose, **asked, **refused)
+        raise
+    entry = door.request(connection, org_id or "", segment_name, purpose, **asked, destination=destination)
     return Export(entry) if is_queued else write_file(connection, entry, to)
 
 
-def _destination(to: str | None, is_queued: bool) -> str:
+def _checked(format_name: str, to: str | None, is_delta: bool, is_queued: bool) -> str:
     """What the log says of `to`; nothing for the exports of whoever makes the list later. Raises UserError for what cannot
-    be used."""
+    be used, the format included."""
+    if format_name not in files.FORMAT_NAMES:
+        raise UserError(f"There is no format {format_name!r}: give one of {', '.join(files.FORMAT_NAMES)}.")
+    if is_delta and formats.is_for_ads(format_name):
+        raise UserError(
+            f"A list for {format_name} cannot say who entered and who left: leave --delta out, and replace the list."
+        )
     if to is None and is_queued:
         return ""
     if to is None or not files.is_remote(to):
@@ -121,7 +126,7 @@ def acknowledge(connection: psycopg.Connection, export_id: UUID) -> door.Entry:
 
 def latest(connection: psycopg.Connection, org_id: str | None = None) -> list[door.Entry]:
     """The newest row of each export that this login may see, of one org if given."""
-    return _latest(connection, "true", org_id=org_id)
+    return _latest(connection, org_id=org_id)
 
 
 def history(connection: psycopg.Connection, export_id: UUID) -> list[door.Entry]:
@@ -187,7 +192,7 @@ def stages(connection: psycopg.Connection, entry: door.Entry) -> list[tuple[str,
 
 
 def _latest(
-    connection: psycopg.Connection, condition: str, *,
+    connection: psycopg.Connection, condition: str = "true", *,
     export_id: UUID | None = None, org_id: str | None = None, is_owner: bool = False,
 ) -> list[door.Entry]:  # fmt: skip
     query = sql.SQL(LATEST).format(log=_log(), condition=sql.SQL(condition))
@@ -231,8 +236,13 @@ def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | N
 
 def _is_owner(connection: psycopg.Connection) -> bool:
     """May this login write the memberships, as their owner may?"""
-    name = sql.Identifier(f"{target_schema()}_state", "segment_memberships").as_string(connection)
-    return connection.execute("select has_table_privilege(%s, 'insert')", [name]).fetchone()[0]
+    return _may(connection, "segment_memberships", "insert")
+
+
+def _may(connection: psycopg.Connection, table: str, privilege: str) -> bool:
+    name = sql.Identifier(f"{target_schema()}_state", table).as_string(connection)
+    found = "select has_schema_privilege(%s, 'usage') and has_table_privilege(%s, %s)"
+    return connection.execute(found, [f"{target_schema()}_state", name, privilege]).fetchone()[0]
 
 
 def _deliver(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:

@@ -81,29 +81,42 @@ def entries(owner: psycopg.Connection) -> int:
     return owner.execute(f"select count(*) from {STATE}.segment_export_log").fetchone()[0]
 
 
-@pytest.mark.parametrize("name", ["stranger", "reader"])
-def test_without_the_role_the_door_is_shut(owner, name):
+ASKED = {"include_pii": False, "is_delta": False, "format_name": "csv", "destination": "/"}
+OF_ANALYSTS = (
+    f"select {STATE}.read_segment_export(gen_random_uuid())", f"select {STATE}.record_segment_export(gen_random_uuid(), 'failed', null, null)",
+    f"table {STATE}.segment_export_log", f"table {STATE}.audience_segments", f"table {STATE}.segment_memberships",
+)  # fmt: skip
+
+
+def refuses(connection: psycopg.Connection, *statements: str) -> None:
+    for statement in statements:
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute(statement)
+
+
+def test_for_strangers_the_door_is_shut(owner):
     before = entries(owner)
-    with logged_in(name) as connection:
-        for statement in (
-            f"select {STATE}.request_segment_export('{ORG}', 'Every body', 'a test', false, '{{org_id}}', 'csv', '/', false)",
-            f"select {STATE}.read_segment_export(gen_random_uuid())", f"select {STATE}.record_segment_export(gen_random_uuid(), 'failed', null, null)",
-            f"table {STATE}.segment_export_log", f"table {STATE}.audience_segments", f"table {STATE}.segment_memberships",
-        ):  # fmt: skip
-            with pytest.raises(errors.InsufficientPrivilege):
-                connection.execute(statement)
+    with logged_in("stranger") as connection:
+        refuses(connection, *OF_ANALYSTS)
+        with pytest.raises(errors.InsufficientPrivilege):
+            connection.execute(REQUEST, [ORG, ["org_id"]])
         with pytest.raises(UserError, match="may export nothing"):
-            door.request(
-                connection,
-                ORG,
-                "Every body",
-                "x",
-                include_pii=False,
-                is_delta=False,
-                format_name="csv",
-                destination="/",
-            )
+            door.request(connection, ORG, "Every body", "x", **ASKED)
     assert entries(owner) == before
+
+
+def test_a_reader_is_refused_and_that_is_logged(owner, tmp_path):
+    with logged_in("reader") as connection:
+        refuses(connection, *OF_ANALYSTS)
+        for org in (ORG, OTHER_ORG, None):
+            before = entries(owner)
+            with pytest.raises(UserError, match="need the role audience_analyst"):
+                export(connection, org, to=str(tmp_path))
+            assert entries(owner) == before + 1
+            assert last(owner)[:2] == (NAMES["reader"], "refused")
+        seen = door.ask(connection, ORG, "Every body", "x", **ASKED)
+    assert (seen.filter, seen.filter_version, seen.rows_count) == (None, None, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["analyst", "admin"])
@@ -268,13 +281,14 @@ def test_a_request_is_no_path_to_files_of_others(owner, tmp_path: Path):
     assert victim.read_text() == "theirs"
 
 
-def test_the_door_is_the_same_after_a_full_refresh_and_a_new_release(owner):
+def test_the_door_is_the_same_after_a_full_refresh_and_a_new_release(owner, tmp_path):
     build(as_of=AS_OF, full_refresh=True)
     owner.execute(
         "comment on schema audience_state is 'release of before'; delete from audience_state.model_state where model ~ '^(view|function) '"
     )
     build(as_of=AS_OF)
-    test_without_the_role_the_door_is_shut(owner, "reader")
+    test_for_strangers_the_door_is_shut(owner)
+    test_a_reader_is_refused_and_that_is_logged(owner, tmp_path)
     test_nothing_leaves_beside_the_door(owner, "analyst")
     test_personal_data_needs_the_admin_and_is_refused_to_the_analyst(owner)
     assert log.verify_log().rows == entries(owner)

@@ -265,6 +265,25 @@ def test_a_refusal_is_logged(connection, purpose, org, segment, format_name, rea
     assert outcome == "refused" and reason in told
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"format_name": "xlsx"}, "There is no format 'xlsx'"),
+        ({"to": "/proc/nowhere"}, "/proc/nowhere cannot be used for exports"),
+        ({"to": "ftp://ana:secret@example.org/lists"}, "ftp"),
+        ({"format_name": "meta", "is_delta": True}, "cannot say who entered and who left"),
+        ({"segment_name": "Nobody", "org_id": None}, "'Nobody'"),
+    ],
+)
+def test_what_is_not_even_tried_is_logged(connection, options, reason):
+    asked = {"segment_name": "Every body", "purpose": "a test", "org_id": ORG, **options}
+    with pytest.raises(UserError, match=reason) as refused:
+        runner.export_segment(connection, **asked)
+    ((outcome, told, *_),) = logged(connection)
+    assert (outcome, told) == ("refused", str(refused.value))
+    assert "secret" not in str(connection.execute(f"table {LOG}").fetchall())
+
+
 def test_a_filter_that_changed_is_observed_first(connection):
     segments.materialize(connection)
     segments.update_segment(connection, "Every body", ORG, group(rule("orders_count", ">=", 1)))
@@ -341,8 +360,11 @@ def test_killed_anywhere_the_log_tells_the_truth_and_the_next_one_completes(conn
     whole, draw = time.monotonic() - started, random.Random(3)
     for number in range(KILLS):
         process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # spread over the run's second part: before it, Python starts
-        time.sleep(whole * (0.35 + 0.65 * (number + draw.random()) / KILLS))
+        if number % 4 == 0:  # while it writes, however busy the machine is
+            while process.poll() is None and not any(log.exports_folder().glob("*.part")):
+                time.sleep(0.001)
+        else:  # spread over the run's second part: before it, Python starts
+            time.sleep(whole * (0.35 + 0.65 * (number + draw.random()) / KILLS))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert_truthful(connection)

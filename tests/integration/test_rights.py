@@ -50,6 +50,8 @@ DOOR = {
     f"audience_state.{name}"
     for name in ("customers_as_of", "request_segment_export", "read_segment_export", "record_segment_export")
 }
+# For readers, too, so that their refusals are logged.
+ASKING = "audience_state.request_segment_export"
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}
 }
@@ -424,9 +426,10 @@ def test_grants_are_those_declared(project):
     }
     expected |= {(schema, "usage", "audience_reader") for schema in ("audience", "audience_seeds")}
     expected |= {(name, privilege, "audience_analyst") for name, held in OF_ANALYSTS.items() for privilege in held}
-    expected |= {(name, "execute", "audience_analyst") for name in DOOR} | {
-        ("audience_state", "usage", "audience_analyst")
+    expected |= {(name, "execute", "audience_analyst") for name in DOOR - {ASKING}} | {
+        (ASKING, "execute", "audience_reader")
     }
+    expected |= {("audience_state", "usage", role) for role in ("audience_reader", "audience_analyst")}
     expected.add(("a column of audience_state.audience_segments", "update", "audience_analyst"))
     # as their caller, who may change nothing by them; and the orgs of who asks, for policies
     expected |= {

@@ -20,6 +20,7 @@ from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
 from orchestration.commands.output import AsJson, print_json, show, terminal
 from orchestration.commands.segments import segments_app
+from orchestration.commands.suppressions import suppressions_app
 from orchestration.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(members_app, name="members")
 app.add_typer(segments_app, name="segments")
 app.add_typer(exports_app, name="exports")
+app.add_typer(suppressions_app)
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7

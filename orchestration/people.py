@@ -116,7 +116,10 @@ def select_people(document: Any, org_id: str, as_of: datetime, catalog: Catalog)
     times = {f"since_{one.alias}": as_of - timedelta(days=one.days) for one in compiled.behaviours}
     types = {f"type_{one.alias}": one.event_type for one in compiled.behaviours}
     return Selection(
-        compiled, source, _ELIGIBLE, {"org_id": org_id, "as_of": as_of, **times, **types, **compiled.parameters}
+        compiled,
+        source,
+        _ELIGIBLE.format(left_alone=sql.Identifier(f"{schema}_state", "suppressed_visitors")),
+        {"org_id": org_id, "as_of": as_of, **times, **types, **compiled.parameters},
     )
 
 
@@ -134,7 +137,10 @@ def _count_of(behaviour: Behaviour, schema: str, catalog: Catalog) -> sql.Compos
 
 
 # Who said no is nobody's audience, whatever the filter says.
-_ELIGIBLE = sql.SQL("people.org_id = %(org_id)s and not people.is_opted_out")
+_ELIGIBLE = sql.SQL(
+    "people.org_id = %(org_id)s and not people.is_opted_out and not exists (select from {left_alone} as left_alone"
+    " where left_alone.org_id = people.org_id and left_alone.visitor_id = people.visitor_id and left_alone.purpose = 'all')"
+)
 
 # Visits that began in the window count as they are. Those few that were going on when it began count by their events.
 # Their local day is that of its beginning, which a time zone puts at most a day off.

@@ -103,7 +103,7 @@ class Declared:
 
 def connect() -> psycopg.Connection:
     """A connection to a database that has the tables of segments."""
-    dbt.ensure_table(f"{target_schema()}_state.segment_export_members")
+    dbt.ensure_table(f"{target_schema()}_state.suppressed_visitors")
     return database.connect(autocommit=True, application_name="audience segments")
 
 

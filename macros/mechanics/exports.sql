@@ -11,8 +11,10 @@
 {# Contact details, which leave with include_pii alone. #}
 {% macro contact_columns() %}{{ return(['email', 'phone', 'first_name', 'last_name', 'full_name']) }}{% endmacro %}
 
-{# Applied last, to every export: who may be listed although a member. What else suppresses people belongs here. #}
-{% macro may_be_listed(people) %}{{ people }}.is_opted_out is not true{% endmacro %}
+{# Applied last, to every export: who may be listed although a member. purposes: of the list, an array. #}
+{% macro may_be_listed(people, purposes) -%}
+{{ people }}.is_opted_out is not true and not {{ is_left_alone(people, purposes) }}
+{%- endmacro %}
 
 
 {% macro export_log_ddl() %}
@@ -52,7 +54,7 @@ comment on table {{ log }} is 'One row per outcome of an export, in the order in
 comment on column {{ log }}.log_number is 'Counts the rows from 1, without gaps.';
 comment on column {{ log }}.login_name is 'The login of the session; role_name is the role that it had taken on, else the same.';
 comment on column {{ log }}.since_export_id is 'Of a delta: the acknowledged export that it is compared with.';
-comment on column {{ log }}.suppressed_count is 'Members who were not listed: opted out, or no customers any more.';
+comment on column {{ log }}.suppressed_count is 'Members who were not listed: opted out, suppressed, or no customers any more.';
 comment on column {{ log }}.outcome is 'requested or refused; started, of one that was queued; completed: the file is whole; failed; undelivered, each try; delivered; acknowledged.';
 comment on column {{ log }}.is_queued is 'Whether another process, that of the owner, makes the list; else the one that asked does.';
 comment on column {{ log }}.format_counts is 'Of a list for an ad platform, as its writer counts: rows, left_out, and blank and invalid values by column.';
@@ -190,6 +192,9 @@ begin
         entry.reason := format('warned: it has %s people, fewer than {{ var("export_minimum_people_count") }}: they may be recognised', people_count);
     end if;
     insert into {{ log }} select (entry).* returning * into entry;
+    if entry.outcome = 'requested' then
+        perform {{ state }}.refresh_suppressed_visitors();
+    end if;
     if entry.outcome = 'requested' and not entry.is_queued then
         perform pg_advisory_lock(hashtextextended('audience export ' || entry.export_id, 42));
     end if;
@@ -232,9 +237,10 @@ declare
         from {{ state }}.segment_memberships as members
         join {{ target.schema }}.audience_customers as people on people.org_id = members.org_id and people.visitor_id = members.visitor_id
         left join {{ target.schema }}_contacts.customer_contacts as contacts on contacts.org_id = members.org_id and contacts.visitor_id = members.visitor_id
-        where members.org_id = $1 and members.segment_name = $2 and members.left_at is null and {{ may_be_listed('people') }} $list$;
+        where members.org_id = $1 and members.segment_name = $2 and members.left_at is null and {{ may_be_listed('people', '$5') }} $list$;
     -- without personal data, an id that is an e-mail address or a phone number stays blank; few get to the regular expression
     visitor constant text := case when request.include_pii then '%1$s.visitor_id' else $id$case when strpos(%1$s.visitor_id, '@') = 0 and (ascii(%1$s.visitor_id) <> 43 or %1$s.visitor_id !~ '^\+[0-9]') then %1$s.visitor_id end$id$ end;
+    purposes constant text[] := {{ purposes_of_list('request.format', 'request.columns') }};
     entered text;
     gone text;
 begin
@@ -243,6 +249,9 @@ begin
     end if;
     if current_setting('transaction_isolation') = 'read committed' then
         raise exception using errcode = 'invalid_parameter_value', message = 'An export is read in a transaction of isolation level repeatable read, so that all of it is of one moment: begin one.';
+    end if;
+    if {{ customers_version() }} is distinct from (select fingerprint from {{ state }}.model_state where model = 'the suppressed visitors') then
+        raise exception using errcode = 'invalid_parameter_value', message = 'Customers were built since this export was asked for: ask for a new one.';
     end if;
     if not exists (
         select from {{ state }}.audience_segments
@@ -269,7 +278,7 @@ begin
     left join pg_attribute on attrelid = '{{ target.schema }}.audience_customers'::regclass and attname = name and attnum > 0;
     select count(*) into members_count from {{ state }}.segment_memberships where org_id = p_org and segment_name = request.segment_name and left_at is null;
     if request.kind = 'full' then
-        return query execute 'select ' || entered || listed using p_org, request.segment_name;
+        return query execute 'select ' || entered || listed using p_org, request.segment_name, p_export_id, request.since_export_id, purposes;
         get diagnostics listed_count = row_count;
     end if;
     -- batches, because a row for each takes twice as long as all the rest
@@ -277,7 +286,7 @@ begin
         from (select members.visitor_id, row_number() over () / 10000 as batch ' || case when listed_count = members_count
             then 'from {{ state }}.segment_memberships as members where org_id = $1 and segment_name = $2 and left_at is null'
             else listed end || ') as batches group by batch'
-    using p_org, request.segment_name, p_export_id;
+    using p_org, request.segment_name, p_export_id, request.since_export_id, purposes;
     if request.kind = 'delta' then
         select count(*) filter (where former.visitor_id is null), count(*) filter (where listed.visitor_id is null), count(listed.visitor_id)
         into entered_count, gone_count, listed_count
@@ -289,11 +298,32 @@ begin
         select $delta$ || gone || $gone$
         from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = $4) as former
         where not exists (select from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = $3) as listed where listed.visitor_id = former.visitor_id)
-        $gone$ using p_org, request.segment_name, p_export_id, request.since_export_id;
+        $gone$ using p_org, request.segment_name, p_export_id, request.since_export_id, purposes;
     end if;
     insert into {{ state }}.segment_export_lists (export_id, rows_count, entered_count, left_count, suppressed_count)
     values (p_export_id, coalesce(entered_count, listed_count) + gone_count, coalesce(entered_count, listed_count), gone_count, members_count - listed_count);
 end $read$;
+
+-- How many people of a list that was read may not be on it any more. Looks where something changed since it was asked for.
+create or replace function {{ state }}.count_withdrawn(p_export_id uuid) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $withdrawn$
+declare
+    request constant {{ log }} := {{ state }}.own_export(p_export_id);
+    purposes constant text[] := {{ purposes_of_list('request.format', 'request.columns') }};
+    asked_at constant timestamptz := (select min(logged_at) from {{ log }} where export_id = p_export_id);
+begin
+    perform {{ state }}.refresh_suppressed_visitors();
+    if not exists (select from {{ state }}.suppressions where org_id = request.org_id and suppressed_at > asked_at)
+        and not exists (select from {{ state }}.model_state where model in ('audience_customers', 'customer_contacts') and built_at > asked_at) then
+        return 0;
+    end if;
+    return (
+        select count(*)
+        from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = p_export_id) as listed
+        join {{ target.schema }}.audience_customers as people on people.org_id = request.org_id and people.visitor_id = listed.visitor_id
+        where not ({{ may_be_listed('people', 'purposes') }})
+    );
+end $withdrawn$;
 
 -- What became of an export. Its counts are those that the database made when it was read.
 create or replace function {{ state }}.record_segment_export(p_export_id uuid, p_outcome text, p_file_sha256 text default null, p_reason text default null, p_format_counts jsonb default null) returns {{ log }}
@@ -317,6 +347,7 @@ begin
         entry.file_sha256 := p_file_sha256;
         entry.format_counts := p_format_counts;
     elsif p_outcome = 'started' then
+        perform {{ state }}.refresh_suppressed_visitors();
         perform pg_advisory_lock(hashtextextended('audience export ' || p_export_id, 42));
     elsif p_outcome = 'failed' then
         delete from {{ state }}.segment_export_members where export_id = p_export_id;
@@ -334,7 +365,7 @@ begin
 end $record$;
 
 {% for signature in ['export_log_hash(' ~ log ~ ')', 'chain_export_log()', 'refuse_log_change()', 'count_filter_version()', 'customers_as_of()', 'request_segment_export(text, text, text, boolean, text[], text, text, boolean, boolean, text)',
-    'own_export(uuid)', 'read_segment_export(uuid)', 'record_segment_export(uuid, text, text, text, jsonb)'] %}
+    'own_export(uuid)', 'read_segment_export(uuid)', 'count_withdrawn(uuid)', 'record_segment_export(uuid, text, text, text, jsonb)'] %}
 revoke all on function {{ state }}.{{ signature }} from public;
 {% endfor %}
 {% endmacro %}
@@ -347,7 +378,8 @@ revoke all on function {{ state }}.{{ signature }} from public;
 {%- set grants = {
     'audience_segments': {'select': 'analyst', 'insert': 'analyst', 'delete': 'analyst'},
     'segment_memberships': {'select': 'analyst'}, 'segment_export_log': {'select': 'analyst'}, 'customers_as_of': {'execute': 'analyst'},
-    'request_segment_export': {'execute': 'reader'}, 'read_segment_export': {'execute': 'analyst'}, 'record_segment_export': {'execute': 'analyst'},
+    'request_segment_export': {'execute': 'reader'}, 'read_segment_export': {'execute': 'analyst'}, 'count_withdrawn': {'execute': 'analyst'},
+    'suppressed_visitors': {'select': 'analyst'}, 'suppress': {'execute': 'admin'}, 'record_segment_export': {'execute': 'analyst'},
 } -%}
 do $rights$
 begin

@@ -118,6 +118,7 @@ end $$;
 
 {{ rights_ddl() }}
 {{ segments_ddl() }}
+{{ suppressions_ddl() }}
 {{ exports_ddl() }}
 {% endmacro %}
 
@@ -136,6 +137,7 @@ on conflict (model) do update set fingerprint = excluded.fingerprint, positions 
 {% macro finish_run() %}
 {% if execute and flags.WHICH in ('run', 'build') %}
 {% do run_query(prune_changes_sql()) %}
+{% do run_query('select ' ~ state_schema() ~ '.refresh_suppressed_visitors(); commit;') %}
 {% do run_query(hand_over_sql()) %}
 {% endif %}
 {% endmacro %}

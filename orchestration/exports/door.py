@@ -104,6 +104,15 @@ def record(
     )
 
 
+def count_withdrawn(connection: psycopg.Connection, export_id: UUID) -> int:
+    """People on a list that was read who may not be on it any more. Raises UserError for an export of somebody else."""
+    function = sql.Identifier(f"{target_schema()}_state", "count_withdrawn")
+    try:
+        return connection.execute(sql.SQL("select {}(%s)").format(function), [export_id]).fetchone()[0]
+    except psycopg.errors.InvalidParameterValue as error:
+        raise UserError(str(error.diag.message_primary)) from error
+
+
 def _call(connection: psycopg.Connection, function: str, *arguments: Any) -> Entry:
     """Calls a function that logs, and keeps the head of the log beside the exports."""
     marks = sql.SQL(", ").join([sql.Placeholder()] * len(arguments))

@@ -156,7 +156,7 @@ def retry(connection: psycopg.Connection, export_id: UUID, to: str | None = None
         raise UserError(f"Export {export_id} is {entry.outcome}: there is nothing to do again.")
     if to and safe_name(to) != entry.destination:
         raise UserError(f"Export {export_id} goes to {entry.destination}: give its URL, or make another export.")
-    if entry.outcome == "undelivered":
+    if entry.outcome == "undelivered" and not _withdrawn(connection, entry):
         return _deliver(connection, entry, to)
     return export_segment(
         connection, entry.segment_name, entry.purpose or "", entry.org_id, include_pii=entry.include_pii,
@@ -222,6 +222,8 @@ def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | N
         found = next((path for path in (part, files.file_of(entry)) if path.exists()), None)
         if found is None:
             return None
+        if ended := _withdrawn(connection, entry):
+            return ended
         if files.sha256_of(found) == entry.file_sha256:
             if not files.is_remote(entry.destination):
                 return _deliver(connection, entry).entry
@@ -247,6 +249,8 @@ def _may(connection: psycopg.Connection, table: str, privilege: str) -> bool:
 
 def _deliver(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:
     """Gives a complete file its name, brings it where it should go, and logs that; what was brought elsewhere is not kept."""
+    if ended := _withdrawn(connection, entry):
+        raise UserError(f"Export {entry.export_id} is not delivered: {ended.reason}. Run it again without them.")
     file = files.publish(entry)
     if not files.is_remote(entry.destination):
         return Export(door.record(connection, entry.export_id, "delivered"), file)
@@ -262,6 +266,17 @@ def _deliver(connection: psycopg.Connection, entry: door.Entry, to: str | None =
     done = door.record(connection, entry.export_id, "delivered")
     file.unlink()
     return Export(done)
+
+
+def _withdrawn(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | None:
+    """Gives up a file with people who withdrew since it was made, and logs that; None: there are none."""
+    count = door.count_withdrawn(connection, entry.export_id)
+    if not count:
+        return None
+    for path in (files.part_of(entry), files.file_of(entry)):
+        path.unlink(missing_ok=True)
+    reason = f"{count:,} of its people withdrew after it was made"
+    return door.record(connection, entry.export_id, "failed", reason=reason)
 
 
 def _abandon(connection: psycopg.Connection, entry: door.Entry, error: BaseException) -> None:

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from orchestration import database, members, segments
+from orchestration import database, members, segments, suppressions
 from orchestration.build import build
 from orchestration.errors import UserError
 from orchestration.exports import door, log, runner
@@ -117,6 +117,34 @@ def test_a_reader_is_refused_and_that_is_logged(owner, tmp_path):
         seen = door.ask(connection, ORG, "Every body", "x", **ASKED)
     assert (seen.filter, seen.filter_version, seen.rows_count) == (None, None, None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "org"), [("stranger", ORG), ("reader", ORG), ("analyst", ORG), ("admin", OTHER_ORG)])
+def test_who_is_left_alone_is_for_the_admins_of_an_org_to_say(owner, name, org):
+    with logged_in(name) as connection:
+        with pytest.raises(UserError, match="may not do this"):
+            suppressions.suppress(connection, org, ids=["somebody"])
+        refuses(connection, f"table {STATE}.suppressions", "table analytics.privacy_key")
+        refuses(
+            connection,
+            f"select {STATE}.refresh_suppressed_visitors()",
+            f"select {STATE}.is_suppressed('o', 'v', null, 'all')",
+        )
+    assert owner.execute(f"select count(*) from {STATE}.suppressions").fetchone() == (0,)
+
+
+def test_an_admin_says_who_is_left_alone_and_an_analyst_sees_whom(owner):
+    (somebody,) = owner.execute(
+        "select min(visitor_id) from audience.audience_customers where org_id = %s", [ORG]
+    ).fetchone()
+    with logged_in("admin") as connection:
+        assert suppressions.suppress(connection, ORG, ids=[somebody]).changed_count == 1
+    seen = f"select org_id, visitor_id, purpose from {STATE}.suppressed_visitors"
+    with logged_in("analyst") as connection:
+        assert connection.execute(seen).fetchall() == [(ORG, somebody, "all")]
+    with logged_in("other") as connection:
+        assert connection.execute(seen).fetchall() == []
+    owner.execute(f"truncate {STATE}.suppressions, {STATE}.suppressed_visitors")
 
 
 @pytest.mark.parametrize("name", ["analyst", "admin"])

@@ -44,14 +44,21 @@ EXPOSED = {f"audience.{name}" for name in MARTS} | {f"audience_seeds.{name}" for
 # What analysts, and so admins, have beside: segments, their members and the log; contact details leave by the door alone.
 OF_ANALYSTS = {
     "audience_state.audience_segments": {"select", "insert", "delete"}, "audience_state.segment_memberships": {"select"},
-    "audience_state.segment_export_log": {"select"},
+    "audience_state.segment_export_log": {"select"}, "audience_state.suppressed_visitors": {"select"},
 }  # fmt: skip
 DOOR = {
     f"audience_state.{name}"
-    for name in ("customers_as_of", "request_segment_export", "read_segment_export", "record_segment_export")
+    for name in (
+        "customers_as_of",
+        "request_segment_export",
+        "read_segment_export",
+        "record_segment_export",
+        "count_withdrawn",
+    )
 }
 # For readers, too, so that their refusals are logged.
 ASKING = "audience_state.request_segment_export"
+OF_ADMINS = {"audience_state.suppress"}
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}
 }
@@ -430,6 +437,7 @@ def test_grants_are_those_declared(project):
         (ASKING, "execute", "audience_reader")
     }
     expected |= {("audience_state", "usage", role) for role in ("audience_reader", "audience_analyst")}
+    expected |= {(name, "execute", "audience_admin") for name in OF_ADMINS}
     expected.add(("a column of audience_state.audience_segments", "update", "audience_analyst"))
     # as their caller, who may change nothing by them; and the orgs of who asks, for policies
     expected |= {
@@ -488,7 +496,7 @@ def test_every_exposed_relation_is_secured(project):
     assert {name for name, _ in definers} == {
         "audience_state.readable_orgs",
         "audience.get_high_intent_visitors",
-    } | DOOR
+    } | DOOR | OF_ADMINS
     assert all("search_path=pg_catalog, pg_temp" in settings for _, settings in definers)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestration.commands.campaigns import campaigns_app
 from orchestration.commands.database import db_app
 from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
@@ -37,6 +38,7 @@ app.add_typer(db_app, name="db")
 app.add_typer(members_app, name="members")
 app.add_typer(segments_app, name="segments")
 app.add_typer(exports_app, name="exports")
+app.add_typer(campaigns_app, name="campaigns")
 app.add_typer(suppressions_app)
 
 SAMPLE_EVENTS = 60_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -104,3 +104,48 @@ def _variables_of_url(url: str) -> dict[str, str]:
     if "PGHOST" not in variables:
         raise UserError("DATABASE_URL names no host: use postgresql://user@host:port/database, or unset it.")
     return variables
+
+
+@dataclass(frozen=True)
+class MailServer:
+    """Where e-mail is handed over. is_encrypted: from the first byte (smtps). starttls: required, offered (used if it is) or
+    off. user and password: None for a server that asks for none."""
+
+    host: str
+    port: int
+    is_encrypted: bool
+    starttls: str
+    user: str | None
+    password: str | None = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """For logs and messages."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'smtps' if self.is_encrypted else 'smtp'}://{host}:{self.port}"
+
+
+_SMTP_PORTS = {"smtp": 587, "smtps": 465}
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def mail_server() -> MailServer:
+    """The server in AUDIENCE_SMTP_URL. Raises UserError when there is none or it cannot be read, without its password."""
+    try:
+        parts = urlsplit(os.environ.get("AUDIENCE_SMTP_URL", "").strip())
+        host, port, options = parts.hostname, parts.port, parts.query
+    except ValueError:
+        host, port, options = None, None, ""  # what urlsplit says may quote a password
+    if (
+        not host
+        or parts.scheme not in _SMTP_PORTS
+        or parts.path not in ("", "/")
+        or options not in ("", "starttls=off")
+    ):
+        raise UserError(
+            "AUDIENCE_SMTP_URL names no mail server: set it to smtp://user:password@host:587 or smtps://user:password@host:465, "
+            "with %40 for an @ in the password; ?starttls=off after it for a server of a private network without encryption."
+        )
+    starttls = "off" if options else "offered" if host in _LOOPBACK else "required"
+    user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
+    return MailServer(host, port or _SMTP_PORTS[parts.scheme], parts.scheme == "smtps", starttls, user, password)

@@ -44,6 +44,7 @@
 {% do run_query(follow_cluster_sql()) %}
 {% if var('roles_are_needed') %}{% do run_query(ensure_roles_sql()) %}{% endif %}
 {% do run_query(secure_exports_sql()) %}
+{% do run_query(secure_campaigns_sql()) %}
 {% endmacro %}
 
 
@@ -120,6 +121,7 @@ end $$;
 {{ segments_ddl() }}
 {{ suppressions_ddl() }}
 {{ exports_ddl() }}
+{{ campaigns_ddl() }}
 {% endmacro %}
 
 

@@ -23,6 +23,8 @@ from orchestration.exports.formats import FORMATS, is_for_ads
 from orchestration.people import read_catalog
 from orchestration.settings import target_schema
 
+# Of an export that a campaign reads its recipients by. It has no file.
+CAMPAIGN_FORMAT = "email"
 CONTACT_COLUMNS = ("email", "phone", "first_name", "last_name", "full_name")
 
 

@@ -56,7 +56,7 @@ def export_segment(
         destination = _checked(format_name, to, is_delta, is_queued)
         if _may(connection, "audience_segments", "select"):
             org_id = org_id or segments.find_segment(connection, segment_name).org_id
-        if _is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
+        if is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
             segments.check(segments.materialize(connection, segment_name, org_id))
     except (UserError, CheckFailed) as error:
         refused = {"destination": safe_name(to or ""), "refusal": str(error)}
@@ -96,7 +96,7 @@ def run_requested(connection: psycopg.Connection, export_id: UUID) -> Export:
     entry = door.record(connection, export_id, "started")
     try:
         files.check_queued(entry.destination)
-        if _is_owner(connection):
+        if is_owner(connection):
             segments.check(segments.materialize(connection, entry.segment_name, entry.org_id))
     except (UserError, CheckFailed) as error:
         door.record(connection, export_id, "failed", reason=str(error))
@@ -152,6 +152,8 @@ def retry(connection: psycopg.Connection, export_id: UUID, to: str | None = None
     recover(connection)
     entry = find(connection, export_id)
     to = to or entry.destination or None
+    if entry.format == door.CAMPAIGN_FORMAT:
+        raise UserError(f"Export {export_id} is of a campaign: audience campaigns send goes on with it.")
     if entry.outcome not in ("failed", "undelivered"):
         raise UserError(f"Export {export_id} is {entry.outcome}: there is nothing to do again.")
     if to and safe_name(to) != entry.destination:
@@ -175,7 +177,7 @@ def recover(connection: psycopg.Connection) -> list[door.Entry]:
 
 def unfinished(connection: psycopg.Connection, export_id: UUID | None = None) -> list[door.Entry]:
     """Exports, or one, of which the log has no end yet: of this login, and for the owner of anybody."""
-    return _latest(connection, UNFINISHED, export_id=export_id, is_owner=_is_owner(connection))
+    return _latest(connection, UNFINISHED, export_id=export_id, is_owner=is_owner(connection))
 
 
 def stages(connection: psycopg.Connection, entry: door.Entry) -> list[tuple[str, int]]:
@@ -236,7 +238,7 @@ def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | N
     return door.record(connection, entry.export_id, "failed", reason=reason)
 
 
-def _is_owner(connection: psycopg.Connection) -> bool:
+def is_owner(connection: psycopg.Connection) -> bool:
     """May this login write the memberships, as their owner may?"""
     return _may(connection, "segment_memberships", "insert")
 

@@ -1,0 +1,1 @@
+"""E-mail campaigns: templates, messages, the mail server, and what became of each message. No Dagster."""

@@ -1,0 +1,330 @@
+"""Sends a segment an e-mail, to nobody twice wherever the process is killed; and shows before what would be sent.
+
+The order for each person: asked again whether he may be written to, the claim is committed, the server gets the message,
+what it said is committed. A claim whose process is gone becomes uncertain, and is not sent again by itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from orchestration import segments
+from orchestration.campaigns import log, messages, recipients, smtp, templates
+from orchestration.errors import UserError
+from orchestration.exports import door, runner
+from orchestration.settings import mail_server, project_variables
+
+DRY_RUN = "dry run"
+INTERRUPTED = "it was interrupted"
+LIMITED = "the limit of messages is reached"
+Progress = Callable[[int, int, str], None]
+# In place of the link by which a recipient unsubscribes.
+NO_LINK = "https://unsubscribe.invalid/"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did with the members of a segment. already_count: people, or addresses, that the campaign had dealt with
+    before; unusable_count: no address that mail can be sent to; stopped: why it ended early."""
+
+    org_id: str
+    campaign_name: str
+    export_id: str
+    members_count: int
+    consented_count: int
+    contactable_count: int
+    already_count: int
+    unusable_count: int
+    suppressed_count: int
+    sent_count: int
+    deferred_count: int
+    failed_count: int
+    uncertain_count: int
+    stopped: str | None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether there is something left for another run, or to resolve. A limit that is reached is what was asked for."""
+        return bool(self.deferred_count or self.uncertain_count or (self.stopped and self.stopped != LIMITED))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A message as one recipient would get it. recipient: masked for who may not read addresses."""
+
+    recipient: str
+    subject: str
+    text: str
+    html: str | None
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would do, and some of its messages. The counts that need addresses are None for who may not read them."""
+
+    org_id: str
+    campaign_name: str
+    export_id: str
+    members_count: int
+    consented_count: int
+    contactable_count: int | None
+    already_count: int | None
+    unusable_count: int | None
+    suppressed_count: int | None
+    ready_count: int | None
+    previews: list[Preview]
+
+
+def dry_run(
+    connection: psycopg.Connection, campaign_name: str, segment_name: str, purpose: str, template: Path,
+    org_id: str | None = None,
+) -> DryRun:  # fmt: skip
+    """Counts whom a campaign would go to and renders some messages; sends nothing. The log has it as an export. Who may not
+    read contact details sees the messages without them. Raises UserError."""
+    variables = project_variables()
+    include_pii = log.may_send(connection)
+    org_id = _org_of(connection, campaign_name, segment_name, org_id)
+    entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=include_pii, destination=DRY_RUN)
+    with _ending(connection, entry) as end:
+        content = templates.load(template, _fields(entry))
+        audience = recipients.read(connection, entry)
+        counts: Counter[str] = Counter()
+        previews: list[Preview] = []
+        for person in recipients.people(connection, audience):
+            preview = _preview(content, campaign_name, person, include_pii)
+            standing = _standing(connection, campaign_name, person) if include_pii else "ready"
+            counts[standing] += 1
+            if standing == "ready" and len(previews) < variables["campaign_preview_messages"]:
+                previews.append(preview)
+        end("delivered", f"a dry run: {len(previews)} messages were shown, nothing was sent")
+    counts["suppressed"] += audience.entry.suppressed_count or 0
+    ready, unusable, suppressed = counts.pop("ready", 0), counts.pop("unusable", 0), counts.pop("suppressed", 0)
+    known = (counts.total(), unusable, suppressed, ready) if include_pii else (None,) * 4
+    return DryRun(
+        org_id, campaign_name, str(entry.export_id), audience.members_count, audience.consented_count,
+        audience.contactable_count, *known, previews,
+    )  # fmt: skip
+
+
+def _standing(connection: psycopg.Connection, campaign_name: str, person: Mapping[str, Any]) -> str:
+    address = messages.usable_address(person["email"])
+    if not address:
+        return "unusable"
+    (standing,) = log.call(connection, "send_standing", person["org_id"], campaign_name, person["visitor_id"], address)
+    return standing
+
+
+def _preview(content: templates.Template, campaign_name: str, person: Mapping[str, Any], include_pii: bool) -> Preview:
+    details = {name: f"[{name}]" for name in door.CONTACT_COLUMNS} if not include_pii else {}
+    own = {"campaign_name": campaign_name, "unsubscribe_url": NO_LINK}
+    rendered = content.render({**details, **person, **own})
+    recipient = messages.usable_address(person["email"]) if include_pii else "***@***"
+    return Preview(recipient, rendered.subject, rendered.text, rendered.html)
+
+
+def send(
+    connection: psycopg.Connection, campaign_name: str, segment_name: str, purpose: str, template: Path,
+    org_id: str | None = None, *, limit: int | None = None, rate: float | None = None, progress: Progress = lambda *_: None,
+) -> Report:  # fmt: skip
+    """Sends a campaign to those members of a segment who said yes and did not get it yet.
+
+    limit: messages of this run at most; rate: messages a second. Raises UserError for what keeps it from beginning.
+    """
+    variables = project_variables()
+    rate = rate or variables["campaign_messages_per_second"]
+    if not log.may_send(connection):
+        raise UserError(
+            f"{connection.info.user} may not send campaigns: an administrator gives the role admin with audience members add. "
+            "Without --yes it is a dry run."
+        )
+    sender, server = messages.sender(), mail_server()
+    org_id = _org_of(connection, campaign_name, segment_name, org_id)
+    entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=True, destination=server.name)
+    with _ending(connection, entry) as end, smtp.Mailer(server) as mailer:
+        content = templates.load(template, _fields(entry))
+        audience = recipients.read(connection, entry)
+        for person in recipients.people(connection, audience):
+            # a template that fails for somebody is found before anybody gets it
+            content.render({**person, "campaign_name": campaign_name, "unsubscribe_url": NO_LINK})
+        mailer.connect()
+        (before,) = log.call(connection, "open_campaign", entry.export_id, campaign_name, content.sha256)
+        try:
+            _end_run_before(connection, before)
+            run = _Run(
+                connection,
+                audience.entry,
+                campaign_name,
+                content,
+                sender,
+                mailer,
+                rate,
+                limit,
+                variables["campaign_max_refusals_in_a_row"],
+            )
+            with run.stopped_by_signals():
+                for number, person in enumerate(recipients.people(connection, audience), 1):
+                    if not run.goes_on():
+                        break
+                    run.write_to(person)
+                    progress(number, audience.reachable_count or 0, "")
+            end("undelivered" if run.stopped or run.counts["deferred"] else "delivered", run.summary())
+        finally:
+            if not connection.closed:
+                log.unlock(connection, org_id, campaign_name)
+    return run.report(audience)
+
+
+def _org_of(connection: psycopg.Connection, campaign_name: str, segment_name: str, org_id: str | None) -> str:
+    if not campaign_name.strip() or not campaign_name.isprintable():
+        raise UserError(f"{campaign_name!r} is no name of a campaign: give one of printable characters.")
+    return org_id or segments.find_segment(connection, segment_name).org_id
+
+
+def _fields(entry: door.Entry) -> list[str]:
+    """What a template may name: every field of a recipient, also for who may not see them all."""
+    return list(dict.fromkeys([*entry.columns, *door.CONTACT_COLUMNS]))
+
+
+@contextmanager
+def _ending(connection: psycopg.Connection, entry: door.Entry) -> Iterator[Callable[[str, str], None]]:
+    """Logs how a run ended: by the function that it gives, else as failed or undelivered with the reason."""
+    is_over = False
+
+    def end(outcome: str, reason: str) -> None:
+        nonlocal is_over
+        door.record(connection, entry.export_id, outcome, reason=reason)
+        is_over = True
+
+    try:
+        yield end
+    except BaseException as error:
+        if not is_over and not connection.closed:
+            outcome = runner.find(connection, entry.export_id).outcome
+            reason = str(error) if isinstance(error, UserError) else type(error).__name__
+            end("undelivered" if outcome == "completed" else "failed", reason)
+        if isinstance(error, psycopg.Error):
+            reason = error.diag.message_primary or type(error).__name__
+            raise UserError(f"The campaign ended early ({reason}): put that right, then run it again.") from error
+        raise
+
+
+def _end_run_before(connection: psycopg.Connection, export_id: Any) -> None:
+    """Logs that the process of the run before ended, if it did not say so itself. Another's is left to its login and the owner."""
+    found = runner.unfinished(connection, export_id) if export_id else []
+    for entry in found:
+        if entry.outcome == "completed":
+            door.record(
+                connection, entry.export_id, "undelivered", reason="its process ended before every message was sent"
+            )
+
+
+@dataclass
+class _Run:
+    """A run that is under way."""
+
+    connection: psycopg.Connection
+    entry: door.Entry
+    campaign_name: str
+    content: templates.Template
+    sender: messages.Sender
+    mailer: smtp.Mailer
+    rate: float
+    limit: int | None
+    max_refusals: int
+
+    def __post_init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.stopped: str | None = None
+        self._signal: int | None = None
+        self._refused_in_a_row = 0
+        self._next_at = time.monotonic()
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Ctrl-C, or a service manager's stop, ends the run after the message that is on its way; the second time at once."""
+
+        def note(number: int, _: Any) -> None:
+            self._signal = number
+            signal.signal(number, before[number])
+
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def goes_on(self) -> bool:
+        """Whether another person may be written to; waits until the rate allows it."""
+        if self.limit is not None and self._messages() >= self.limit:
+            self.stopped = LIMITED
+        elif self._refused_in_a_row >= self.max_refusals:
+            self.stopped = f"the mail server refused {self._refused_in_a_row:,} messages in a row: see the codes in audience campaigns show"
+        while not self.stopped and not self._signal and (wait := self._next_at - time.monotonic()) > 0:
+            time.sleep(min(wait, 0.2))
+        if self._signal:
+            self.stopped = INTERRUPTED
+        return not self.stopped
+
+    def _messages(self) -> int:
+        return sum(self.counts[status] for status in ("sent", "deferred", "failed", "uncertain"))
+
+    def write_to(self, person: Mapping[str, Any]) -> None:
+        """Sends one person the message, if he may still be written to and nobody did."""
+        address = messages.usable_address(person["email"])
+        if not address:
+            self.counts["unusable"] += 1
+            return
+        standing, message_id, token = log.call(
+            self.connection, "claim_send", self.entry.export_id, person["visitor_id"], address
+        )
+        if standing != "claimed" or message_id is None:
+            self.counts["suppressed" if message_id else "already"] += 1
+            return
+        self._next_at = max(self._next_at, time.monotonic()) + 1 / self.rate
+        try:
+            outcome = self._hand_over(person, address, message_id, token)
+        except UserError:
+            # nothing was handed over: a later run tries again
+            self._record(message_id, smtp.Outcome("deferred"))
+            raise
+        self._record(message_id, outcome)
+        self._refused_in_a_row = 0 if outcome.status == "sent" else self._refused_in_a_row + 1
+        if outcome.status == "uncertain":
+            self.stopped = "the connection to the mail server was lost while it had a message"
+
+    def _hand_over(self, person: Mapping[str, Any], address: str, message_id: str, token: str) -> smtp.Outcome:
+        link = self.sender.link(token)
+        rendered = self.content.render({**person, "campaign_name": self.campaign_name, "unsubscribe_url": link})
+        message = messages.compose(rendered, self.sender, address, message_id, link)
+        return self.mailer.send(self.sender.bounces, address, message, message_id)
+
+    def _record(self, message_id: str, outcome: smtp.Outcome) -> None:
+        code = None if outcome.code is None else str(outcome.code)
+        log.call(self.connection, "record_send", message_id, outcome.status, code)
+        self.counts[outcome.status] += 1
+
+    def summary(self) -> str:
+        counted = ", ".join(f"{name} {self.counts[name]:,}" for name in ("sent", "deferred", "failed", "uncertain", "suppressed", "already", "unusable"))  # fmt: skip
+        return f"{self.stopped}; {counted}" if self.stopped else counted
+
+    def report(self, audience: recipients.Audience) -> Report:
+        entry, counts = audience.entry, self.counts
+        return Report(
+            entry.org_id, self.campaign_name, str(entry.export_id), audience.members_count, audience.consented_count,
+            audience.contactable_count or 0, counts["already"], counts["unusable"],
+            counts["suppressed"] + (entry.suppressed_count or 0), counts["sent"], counts["deferred"], counts["failed"],
+            counts["uncertain"], self.stopped,
+        )  # fmt: skip

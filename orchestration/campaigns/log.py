@@ -75,9 +75,11 @@ def connect() -> psycopg.Connection:
 
 def may_send(connection: psycopg.Connection) -> bool:
     """Whether this login is an admin's or the owner's."""
-    claim = f"{sql.Identifier(_state(), 'claim_send').as_string(connection)}(uuid, text, text)"
-    usable = "select has_schema_privilege(%s, 'usage') and has_function_privilege(cast(cast(%s as regprocedure) as oid), 'execute')"
-    return connection.execute(usable, [_state(), claim]).fetchone()[0]
+    query = """
+        select coalesce(bool_or(has_function_privilege(pg_proc.oid, 'execute')), false)
+        from pg_proc join pg_namespace on pg_namespace.oid = pronamespace where nspname = %s and proname = 'claim_send'
+    """
+    return connection.execute(query, [_state()]).fetchone()[0]
 
 
 def call(connection: psycopg.Connection, function: str, *arguments: Any) -> tuple[Any, ...]:

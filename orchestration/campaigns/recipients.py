@@ -33,8 +33,7 @@ def request(
     connection: psycopg.Connection, segment_name: str, purpose: str, org_id: str, *, include_pii: bool, destination: str
 ) -> door.Entry:
     """Asks the door for the people, as an export; whoever may materialize the segment does that first."""
-    runner.recover(connection)
-    if runner.is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
+    if include_pii and runner.is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
         segments.check(segments.materialize(connection, segment_name, org_id))
     return door.request(
         connection, org_id, segment_name, purpose, include_pii=include_pii, is_delta=False, format_name=door.CAMPAIGN_FORMAT,

@@ -148,6 +148,7 @@ def send(
             "Without --yes it is a dry run."
         )
     sender, server = messages.sender(), mail_server()
+    runner.recover(connection)
     org_id = _org_of(connection, campaign_name, segment_name, org_id)
     entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=True, destination=server.name)
     with _ending(connection, entry) as end, smtp.Mailer(server) as mailer:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import errors, sql
 
-from orchestration import segments
+from orchestration import members, segments
 from orchestration.build import build
 from orchestration.campaigns import log, runner
 from orchestration.errors import UserError
+from orchestration.exports import runner as exports
 from orchestration.load import load_files
 from orchestration.sample import write_sample
 from tests.filters import group, rule
@@ -20,6 +29,8 @@ from tests.mail import Mailbox, mail_server
 from tests.projects import AS_OF, END
 
 ORG, NAME, SEGMENT = "north_hall", "Spring", "Every body"
+OTHER_ORG = "harbor_live"
+NAMES = {name: f"{name}_of_campaigns_{os.getpid()}" for name in ("stranger", "reader", "analyst", "admin", "other")}
 PEOPLE = ["ada", "bob", "cyd", "dan", "eve"]
 LOG = "audience_state.segment_export_log"
 
@@ -60,6 +71,24 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             ("audience_contacts.customer_contacts", "contacts"),
         ):
             connection.execute(f"truncate {table}; insert into {table} select * from {kept}")
+
+
+@pytest.fixture(scope="module")
+def personas(built: None) -> Iterator[None]:
+    """Logins that may more and more; `other` is an admin of another org."""
+    with psycopg.connect(autocommit=True) as connection:
+        for name in NAMES.values():
+            connection.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(name)))
+        for name in ("reader", "analyst", "admin"):
+            members.add(NAMES[name], [ORG], name)
+        members.add(NAMES["other"], [OTHER_ORG], "admin")
+        yield
+        for name in NAMES.values():
+            connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(name)))
+
+
+def logged_in(name: str) -> psycopg.Connection:
+    return psycopg.connect(user=NAMES[name], password="secret", autocommit=True, options="-c timezone=UTC")
 
 
 @pytest.fixture
@@ -270,3 +299,252 @@ def test_a_server_that_closes_idle_connections_is_connected_to_again(connection,
         monkeypatch.setenv("AUDIENCE_SMTP_URL", f"smtp://127.0.0.1:{mailbox.port}")
         assert runner.send(connection, NAME, SEGMENT, "a test", template, ORG, rate=2, limit=2).sent_count == 2
         assert mailbox.recipients == addresses("ada", "bob")
+
+
+# A dry run, and who may
+
+
+def dry_run(connection: psycopg.Connection, template: Path, org: str = ORG) -> runner.DryRun:
+    return runner.dry_run(connection, NAME, SEGMENT, "a look", template, org)
+
+
+def test_a_dry_run_counts_and_shows_what_a_run_then_sends(connection, mailbox, template):
+    give_contact(connection, "bob", "no address", "Bob")
+    runner.send(connection, NAME, SEGMENT, "a test", template, ORG, limit=1)
+    change(connection, "is_consented = false", "cyd")
+    found = dry_run(connection, template)
+    counts = (
+        found.consented_count,
+        found.contactable_count,
+        found.already_count,
+        found.unusable_count,
+        found.ready_count,
+    )
+    assert counts == (4, 5, 1, 1, 2)
+    assert [(one.recipient, one.subject) for one in found.previews] == [
+        ("dan@example.com", "Spring, Dan!"), ("eve@example.com", "Spring, Eve!")
+    ]  # fmt: skip
+    assert mailbox.recipients == addresses("ada")
+    outcome, reason = logged(connection)[-1]
+    assert (outcome, reason) == ("delivered", "a dry run: 2 messages were shown, nothing was sent")
+    assert send(connection, template).sent_count == found.ready_count
+    sent = mailbox.message("dan@example.com")
+    assert sent["Subject"] == found.previews[0].subject
+    assert sent.get_body(("html",)).get_content().startswith("<p>Dear Dan,</p>")
+
+
+def test_a_template_that_fails_for_somebody_is_found_before_anybody_gets_it(connection, mailbox, template):
+    give_contact(connection, "eve", "eve@example.com", "")
+    (template / "body.txt").write_text("Dear {{ first_name[0] }}")
+    for run in (dry_run, send):
+        with pytest.raises(UserError, match=r"body\.txt of template .* fails for a recipient .UndefinedError."):
+            run(connection, template)
+    assert mailbox.accepted == [] and sends(connection) == {}
+    assert [outcome for outcome, _ in logged(connection)][-1] == "undelivered"
+    (template / "body.txt").write_text("Dear {{ first_name }}")
+    assert send(connection, template).sent_count == 5
+
+
+def test_another_template_or_segment_is_another_campaign(connection, mailbox, template):
+    runner.send(connection, NAME, SEGMENT, "a test", template, ORG, limit=1)
+    segments.create_segment(connection, "Others", ORG, group(rule("events_count", ">=", 1)))
+    with pytest.raises(UserError, match=r"Campaign 'Spring' goes to segment 'Every body': name that one"):
+        runner.send(connection, NAME, "Others", "a test", template, ORG)
+    (template / "body.html").write_text("<p>{{ first_name }}</p>")
+    with pytest.raises(UserError, match=r"template of campaign 'Spring' is not the one that others got: put that back"):
+        send(connection, template)
+    assert len(mailbox.accepted) == 1
+    assert send(connection, template, "Summer").sent_count == 5
+
+
+@pytest.mark.parametrize(("name", "purpose", "template_name"), [("  ", "a test", "spring"), (NAME, " ", "spring"), (NAME, "a test", "gone")])  # fmt: skip
+def test_what_is_missing_is_said(connection, mailbox, template, name, purpose, template_name):
+    with pytest.raises(UserError, match=r"no name of a campaign|no purpose is given|cannot be read"):
+        runner.send(connection, name, SEGMENT, purpose, template.with_name(template_name), ORG)
+    assert mailbox.accepted == []
+
+
+@pytest.mark.parametrize("name", ["stranger", "reader", "analyst", "other"])
+def test_without_the_role_nothing_is_sent_or_seen(connection, personas, mailbox, template, name):
+    send(connection, template, "Before")
+    mailbox.accepted.clear()
+    message_id = connection.execute("select message_id from audience_state.campaign_sends limit 1").fetchone()[0]
+    with logged_in(name) as persona:
+        with pytest.raises(UserError, match=r"may not send campaigns|is not exported"):
+            runner.send(persona, NAME, SEGMENT, "a test", template, ORG)
+        if name != "other":
+            for statement in (
+                "table audience_state.campaigns", "table audience_state.campaign_sends",
+                f"select audience_state.send_standing('{ORG}', 'Before', 'ada', 'ada@example.com')",
+                "select audience_state.open_campaign(gen_random_uuid(), 'x', 'x')", "select audience_state.claim_send(gen_random_uuid(), 'x', 'x')",
+                f"select audience_state.record_send('{message_id}', 'bounced')",
+            ):  # fmt: skip
+                with pytest.raises(errors.InsufficientPrivilege):
+                    persona.execute(statement)
+        else:
+            assert log.campaigns(persona) == []
+            assert log.call(persona, "record_send", message_id, "bounced") == (None,)
+            with pytest.raises(UserError, match="Campaigns need the role audience_admin"):
+                log.call(persona, "send_standing", ORG, "Before", "ada", "ada@example.com")
+    assert mailbox.accepted == [] and "bounced" not in sends(connection, "Before").values()
+
+
+def test_an_analyst_sees_a_dry_run_without_contact_details(connection, personas, template):
+    segments.materialize(connection)
+    with logged_in("analyst") as persona:
+        found = dry_run(persona, template)
+    assert found.consented_count == 5 and found.contactable_count is None and found.ready_count is None
+    assert [one.recipient for one in found.previews] == ["***@***"] * 3
+    assert {one.subject for one in found.previews} == {"Spring, [first_name]!"}
+    assert "example.com" not in str(found) and "Ada" not in str(found)
+    assert connection.execute(f"select bool_or(include_pii) from {LOG}").fetchone() == (False,)
+
+
+def test_an_admin_sends_and_changes_the_log_by_the_functions_alone(connection, personas, mailbox, template):
+    segments.materialize(connection)
+    with logged_in("admin") as persona:
+        assert send(persona, template).sent_count == 5
+        (campaign,) = log.campaigns(persona)
+        assert campaign.counts == {"sent": 5}
+        for statement in (
+            "update audience_state.campaign_sends set status = 'deferred'", "delete from audience_state.campaign_sends",
+            "insert into audience_state.campaigns values ('x')", "table audience_contacts.customer_contacts", "table analytics.privacy_key",
+            f"select audience_state.email_hash('{ORG}', 'x')", f"select audience_state.unsubscribe_token('{ORG}', 'x')",
+        ):  # fmt: skip
+            with pytest.raises(errors.InsufficientPrivilege):
+                persona.execute(statement)
+        # an export of files, and one of a dry run, is none that a campaign may claim people by
+        done = dry_run(persona, template)
+        with pytest.raises(UserError, match="is of no campaign that is being sent"):
+            log.call(persona, "claim_send", done.export_id, "ada", "ada@example.com")
+    login = connection.execute(f"select distinct login_name from {LOG}").fetchall()
+    assert login == [(NAMES["admin"],)]
+
+
+def test_the_log_of_sends_has_no_address_and_the_export_log_no_password(connection, mailbox, template, monkeypatch):
+    monkeypatch.setenv("AUDIENCE_SMTP_URL", f"smtp://ada:hunter2@127.0.0.1:{mailbox.port}")
+    with pytest.raises(UserError, match=r"did not let this sender in .*: correct the user and password") as refused:
+        send(connection, template)
+    monkeypatch.setenv("AUDIENCE_SMTP_URL", f"smtp://127.0.0.1:{mailbox.port}")
+    send(connection, template)
+    text = str(connection.execute(f"select (select jsonb_agg(l) from {LOG} as l), (select jsonb_agg(s) from audience_state.campaign_sends as s)").fetchone())  # fmt: skip
+    assert "hunter2" not in text + str(refused.value) and "example.com" not in text and "127.0.0.1" in text
+
+
+# Killed
+
+
+KILLS, RECIPIENTS = 20, 500
+
+
+def command(template: Path) -> list[str]:
+    return [sys.executable, "-m", "orchestration.cli", "campaigns", "send", NAME, "--org", ORG, "--segment", SEGMENT,
+            "--purpose", "a test", "--template", str(template), "--rate", "10000", "--yes"]  # fmt: skip
+
+
+def add_recipients(connection: psycopg.Connection) -> None:
+    """As many as a campaign of the tests has."""
+    connection.execute(
+        "insert into audience.audience_customers"
+        " select (jsonb_populate_record(people, jsonb_build_object('visitor_id', 'many_' || number))).*"
+        " from audience.audience_customers as people cross join generate_series(1, %s) as number where visitor_id = 'ada'",
+        [RECIPIENTS - len(PEOPLE)],
+    )
+    connection.execute(
+        "insert into audience_contacts.customer_contacts (org_id, visitor_id, email, first_name)"
+        " select org_id, visitor_id, visitor_id || '@example.com', 'Many' from audience.audience_customers where visitor_id like 'many\\_%'"
+    )
+
+
+class Killer:
+    """Kills a process when it is at a stage of its nth message: before the server has it, or when it has it, at once or
+    some milliseconds later; or, as stage start, some time after it began."""
+
+    STAGES = ("recipient", "lost", "kept", "later", "start")
+
+    def __init__(self, mailbox: Mailbox, draw: random.Random) -> None:
+        self.draw, self.left, self.stage = draw, 0, ""
+        self.process: subprocess.Popen[bytes] | None = None
+        mailbox.refuse, mailbox.before_data, mailbox.after_data = self._recipient, self._lost, self._kept
+
+    def start(self, number: int, arguments: list[str]) -> None:
+        self.stage, self.left = self.STAGES[number % len(self.STAGES)], self.draw.randint(1, 35)
+        self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if self.stage == "start":
+            time.sleep(self.draw.uniform(0.2, 1.5))
+            self._kill()
+        _, told = self.process.communicate(timeout=60)
+        assert self.process.returncode == -signal.SIGKILL, (self.stage, self.left, told.decode())
+
+    def _at(self, stage: str) -> bool:
+        if self.stage != stage:
+            return False
+        self.left -= 1
+        if self.left == 0 and stage == "later":
+            threading.Timer(self.draw.uniform(0, 0.01), self._kill).start()
+        elif self.left == 0:
+            self._kill()
+        return self.left == 0
+
+    def _recipient(self, _: str) -> None:
+        self._at("recipient")
+
+    def _lost(self, _: str) -> str | None:
+        return "drop" if self._at("lost") else None
+
+    def _kept(self, _: str) -> None:
+        self._at("kept")
+        self._at("later")
+
+    def _kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+
+
+def test_killed_anywhere_everybody_gets_one_message_or_is_listed_as_uncertain(connection, mailbox, template):
+    add_recipients(connection)
+    killer = Killer(mailbox, random.Random(5))
+    for number in range(KILLS):
+        killer.start(number, command(template))
+        assert set(mailbox.recipients.values()) <= {1}
+    killer.stage = ""
+    send(connection, template)
+    received, became = mailbox.recipients, sends(connection)
+    uncertain = {visitor for visitor, status in became.items() if status == "uncertain"}
+    assert len(became) == RECIPIENTS and set(became.values()) == {"sent", "uncertain"}
+    assert set(received.values()) == {1}
+    assert {f"{visitor}@example.com" for visitor in became if visitor not in uncertain} <= received.keys()
+    # the kills were at instants at which it matters, on either side
+    arrived = {visitor for visitor in uncertain if f"{visitor}@example.com" in received}
+    assert 8 <= len(uncertain) <= KILLS and 4 <= len(arrived) < len(uncertain)
+    assert send(connection, template).sent_count == 0
+    assert exports.recover(connection) == [] == exports.unfinished(connection)
+    outcomes = {outcome for outcome, *_ in connection.execute(f"select distinct on (export_id) outcome, reason from {LOG} order by export_id, log_number desc")}  # fmt: skip
+    assert {"undelivered", "delivered"} <= outcomes <= {"failed", "undelivered", "delivered"}
+
+
+def test_an_interrupt_ends_a_run_after_the_message_that_is_on_its_way(connection, mailbox, template):
+    process: list[subprocess.Popen[str]] = []
+    mailbox.before_data = lambda recipient: (
+        process[0].send_signal(signal.SIGINT) if recipient.startswith("bob") else None
+    )
+    process.append(subprocess.Popen(command(template), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    out, _ = process[0].communicate(timeout=60)
+    assert process[0].returncode == 130 and "It stopped: it was interrupted. The same command goes on." in out
+    assert sends(connection) == {"ada": "sent", "bob": "sent"} and mailbox.recipients == addresses("ada", "bob")
+    assert send(connection, template).sent_count == 3
+
+
+def test_two_processes_do_not_send_one_campaign(connection, mailbox, template):
+    slow = [*command(template)[:-2], "0.1", "--yes"]
+    process = subprocess.Popen(slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not mailbox.accepted:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="Another process sends this campaign: wait until it ends"):
+        send(connection, template)
+    assert mailbox.recipients == addresses("ada")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert send(connection, template).sent_count == 4
+    assert mailbox.recipients == addresses(*PEOPLE)

@@ -12,6 +12,7 @@ from orchestration.commands.output import AsJson, show, terminal
 from orchestration.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    from orchestration.campaigns.bounces import BounceReport
     from orchestration.campaigns.log import Campaign, Details, Send
     from orchestration.campaigns.runner import DryRun, Report
 
@@ -103,6 +104,26 @@ def campaigns_resolve(
     with log.connect() as connection:
         done = log.resolve(connection, log.find(connection, name, org), statuses[became], messages or [])
     show(done, as_json, partial(_print_resolved, became=became))
+
+
+@campaigns_app.command("bounces", epilog="Example: audience campaigns bounces /var/mail/bounces")
+def campaigns_bounces(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A returned message, a mailbox (mbox) or a maildir.")],
+    as_json: AsJson = False,
+) -> None:
+    """Note whose message came back, from the delivery reports of mail servers."""
+    from orchestration.campaigns import bounces, log
+
+    with log.connect() as connection:
+        report = bounces.note(connection, file)
+    show(report, as_json, _print_bounces)
+
+
+def _print_bounces(report: BounceReport) -> None:
+    print(
+        f"{report.messages_count:,} messages: {report.bounced_count:,} bounced, {report.already_count:,} known before, "
+        f"{report.unknown_count:,} of no campaign here, {report.other_count:,} no report of a failure."
+    )
 
 
 def _print_report(report: Report) -> None:

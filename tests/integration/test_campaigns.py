@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mailbox as mailboxes
 import os
 import random
 import signal
@@ -10,6 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from email import message_from_string
+from email.message import EmailMessage, Message
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from psycopg import errors, sql
 
 from orchestration import members, segments
 from orchestration.build import build
-from orchestration.campaigns import log, runner
+from orchestration.campaigns import bounces, log, runner
 from orchestration.errors import UserError
 from orchestration.exports import runner as exports
 from orchestration.load import load_files
@@ -548,3 +553,46 @@ def test_two_processes_do_not_send_one_campaign(connection, mailbox, template):
     assert process.wait(timeout=60) == 130
     assert send(connection, template).sent_count == 4
     assert mailbox.recipients == addresses(*PEOPLE)
+
+
+# Returned
+
+
+def returned(message: EmailMessage, code: str) -> bytes:
+    """The report of a mail server that it could not deliver a message."""
+    report = MIMEMultipart("report", report_type="delivery-status")
+    report["From"], report["To"] = "MAILER-DAEMON@mail.example", "news@north-hall.example"
+    report.attach(MIMEText("It could not be delivered."))
+    status = Message()
+    status["Content-Type"] = "message/delivery-status"
+    recipient = message_from_string(f"Final-Recipient: rfc822; {message['To']}\nAction: failed\nStatus: {code}\n")
+    status.set_payload([message_from_string("Reporting-MTA: dns; mail.example\n"), recipient])
+    report.attach(status)
+    report.attach(MIMEText(f"Message-ID: {message['Message-ID']}\n", "rfc822-headers"))
+    return report.as_bytes()
+
+
+def test_returned_messages_are_counted_once_from_files_mailboxes_and_maildirs(connection, mailbox, template, tmp_path):
+    send(connection, template)
+    ada, bob, cyd = (returned(mailbox.message(f"{name}@example.com"), code) for name, code in (("ada", "5.1.1"), ("bob", "5.2.2"), ("cyd", "5.7.1")))  # fmt: skip
+    (tmp_path / "one.eml").write_bytes(ada)
+    assert bounces.note(connection, tmp_path / "one.eml") == bounces.BounceReport(1, 1, 0, 0, 0)
+
+    box = mailboxes.mbox(tmp_path / "bounces")
+    for content in (ada, bob, b"Subject: hello\n\nI am away.\n", ada.replace(mailbox.message("ada@example.com")["Message-ID"].encode(), b"<" + b"0" * 32 + b"@x>")):  # fmt: skip
+        box.add(content)
+    box.close()
+    assert bounces.note(connection, tmp_path / "bounces") == bounces.BounceReport(4, 1, 1, 1, 1)
+
+    folder = mailboxes.Maildir(tmp_path / "maildir")
+    folder.add(cyd)
+    assert bounces.note(connection, tmp_path / "maildir") == bounces.BounceReport(1, 1, 0, 0, 0)
+    found = log.details(connection, log.find(connection, NAME, ORG))
+    assert {(code.status, code.status_code) for code in found.codes} == {
+        ("sent", "250"), ("bounced", "5.1.1"), ("bounced", "5.2.2"), ("bounced", "5.7.1")
+    }  # fmt: skip
+    assert found.campaign.counts == {"sent": 2, "bounced": 3}
+    assert send(connection, template).sent_count == 0
+    for path in (tmp_path / "gone", template):
+        with pytest.raises(UserError, match=r"cannot be read|is no maildir"):
+            bounces.note(connection, path)

@@ -154,19 +154,45 @@ begin
     return before;
 end $record$;
 
+-- Takes off whoever used the link of a message: nothing is mailed to these addresses of an org any more. A token proves that
+-- its link was made here. Returns each token once: unsubscribed, already or invalid.
+create or replace function {{ state }}.unsubscribe(p_org text, p_tokens text[]) returns table (token text, became text)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $unsubscribe$
+declare
+    found_tokens jsonb;
+begin
+    if not {{ has_role('admin') }} then
+        raise exception using errcode = 'insufficient_privilege', message = 'Taking people off needs the role audience_admin: ask an administrator for it.';
+    end if;
+    select jsonb_agg(jsonb_build_object('token', given.token, 'kind', 'email', 'hash', split_part(given.token, '.', 2), 'became', case
+        when not {{ may_read_org() }} or given.token <> {{ state }}.unsubscribe_token(p_org, split_part(given.token, '.', 2)) then 'invalid'
+        when exists (
+            select from {{ state }}.suppressions as known
+            where known.org_id = p_org and known.identifier_kind = 'email' and known.identifier_hash = split_part(given.token, '.', 2)
+                and known.purpose in ('all', 'email') and known.lifted_at is null
+        ) then 'already'
+        else 'unsubscribed'
+    end)) into found_tokens
+    from (select distinct unnest(p_tokens) as token) as given;
+    if jsonb_path_exists(found_tokens, '$[*].became ? (@ == "unsubscribed")') then
+        perform {{ state }}.suppress(p_org, jsonb_path_query_array(found_tokens, '$[*] ? (@.became == "unsubscribed")'), 'email', 'unsubscribed by the link in a message');
+    end if;
+    return query select each.token, each.became from jsonb_to_recordset(found_tokens) as each (token text, became text);
+end $unsubscribe$;
+
 {% for signature in ['send_standing(text, text, text, text)', 'email_hash(text, text)', 'unsubscribe_token(text, text)', 'open_campaign(uuid, text, text)',
-    'claim_send(uuid, text, text)', 'record_send(text, text, text)'] %}
+    'claim_send(uuid, text, text)', 'record_send(text, text, text)', 'unsubscribe(text, text[])'] %}
 revoke all on function {{ state }}.{{ signature }} from public;
 {% endfor %}
 {% endmacro %}
 
 
-{# May this person be written to now: said yes, did not say no. #}
+{# May this person be written to now: said yes, did not say no, and is not to be left alone. #}
 {% macro may_be_mailed(org, visitor, email) -%}
 exists (
     select from {{ target.schema }}.audience_customers as people
-    where people.org_id = {{ org }} and people.visitor_id = {{ visitor }} and people.is_consented and {{ may_be_listed('people') }}
-)
+    where people.org_id = {{ org }} and people.visitor_id = {{ visitor }} and people.is_consented and people.is_opted_out is not true
+) and not {{ state_schema() }}.is_suppressed({{ org }}, {{ visitor }}, {{ email }}, 'email')
 {%- endmacro %}
 
 
@@ -181,7 +207,7 @@ begin
     {% for name in ['campaigns', 'campaign_sends'] %}
     perform {{ state }}.secure('{{ state }}', '{{ name }}', '{"select": ["audience_admin"]}', false);
     {% endfor %}
-    {% for name in ['send_standing', 'open_campaign', 'claim_send', 'record_send'] %}
+    {% for name in ['send_standing', 'open_campaign', 'claim_send', 'record_send', 'unsubscribe'] %}
     perform {{ state }}.secure('{{ state }}', '{{ name }}', '{"execute": ["audience_admin"]}', false);
     {% endfor %}
 end $rights$;

@@ -84,10 +84,16 @@ def may_send(connection: psycopg.Connection) -> bool:
 
 def call(connection: psycopg.Connection, function: str, *arguments: Any) -> tuple[Any, ...]:
     """The row that a function of campaigns gives. Raises UserError with the reason when it refuses."""
+    (row,) = call_all(connection, function, *arguments)
+    return row
+
+
+def call_all(connection: psycopg.Connection, function: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """As call, of a function that gives several rows."""
     marks = sql.SQL(", ").join([sql.Placeholder()] * len(arguments))
     query = sql.SQL("select * from {}({})").format(sql.Identifier(_state(), function), marks)
     try:
-        return connection.execute(query, arguments).fetchone()
+        return connection.execute(query, arguments).fetchall()
     except psycopg.errors.InsufficientPrivilege as error:
         raise UserError(
             f"{connection.info.user} may not send campaigns ({error.diag.message_primary}): an administrator gives the role "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from orchestration import segments
+from orchestration.errors import CheckFailed, UserError
 from orchestration.exports import door, runner
 
 # Rows held at a time.
@@ -30,25 +31,41 @@ class Audience:
 
 
 def request(
-    connection: psycopg.Connection, segment_name: str, purpose: str, org_id: str, *, include_pii: bool, destination: str
-) -> door.Entry:
-    """Asks the door for the people, as an export; whoever may materialize the segment does that first."""
-    if include_pii and runner.is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
-        segments.check(segments.materialize(connection, segment_name, org_id))
-    return door.request(
-        connection, org_id, segment_name, purpose, include_pii=include_pii, is_delta=False, format_name=door.CAMPAIGN_FORMAT,
-        destination=destination,
-    )  # fmt: skip
+    connection: psycopg.Connection, segment_name: str, purpose: str, org_id: str | None, *,
+    include_pii: bool, destination: Callable[[], str],
+) -> door.Entry:  # fmt: skip
+    """Asks the door for the people, as an export; whoever may materialize the segment does that first.
+
+    destination: gives the name of where messages go, or raises UserError. That is logged, as is every refusal.
+    """
+    asked = {"include_pii": include_pii, "is_delta": False, "format_name": door.CAMPAIGN_FORMAT}
+    where = ""
+    try:
+        where = destination()
+        if runner.may(connection, "audience_segments", "select"):
+            org_id = org_id or segments.find_segment(connection, segment_name).org_id
+        if runner.is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
+            segments.check(segments.materialize(connection, segment_name, org_id))
+    except (UserError, CheckFailed) as error:
+        door.ask(connection, org_id or "", segment_name, purpose, **asked, destination=where, refusal=str(error))
+        raise
+    return door.request(connection, org_id or "", segment_name, purpose, **asked, destination=where)
+
+
+_KEEP = """
+create temporary table campaign_recipients as
+select row_number() over () as number, row_number() over (partition by {address}) > 1 as is_repeated, listed.* from {listed}
+"""
 
 
 def read(connection: psycopg.Connection, entry: door.Entry) -> Audience:
     """Reads the people of a request, once. They are kept until the session ends, and nowhere else."""
     connection.execute("drop table if exists pg_temp.campaign_recipients")
+    # of several people with one address, one gets the message
+    address = "lower(btrim(listed.email)), listed.is_consented" if entry.include_pii else "listed.visitor_id"
     with door.reading(connection):
         connection.execute(
-            sql.SQL(
-                "create temporary table campaign_recipients as select row_number() over () as number, listed.* from {}"
-            ).format(door.listed(connection, entry))
+            sql.SQL(_KEEP).format(listed=door.listed(entry, door.types(connection, entry)), address=sql.SQL(address))
         )
     connection.execute("create unique index on pg_temp.campaign_recipients (number)")
     emails = ("count(email)", "count(email) filter (where is_consented)") if entry.include_pii else ("null", "null")

@@ -18,7 +18,6 @@ from typing import Any
 
 import psycopg
 
-from orchestration import segments
 from orchestration.campaigns import log, messages, recipients, smtp, templates
 from orchestration.errors import UserError
 from orchestration.exports import door, runner
@@ -93,8 +92,14 @@ def dry_run(
     read contact details sees the messages without them. Raises UserError."""
     variables = project_variables()
     include_pii = log.may_send(connection)
-    org_id = _org_of(connection, campaign_name, segment_name, org_id)
-    entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=include_pii, destination=DRY_RUN)
+
+    def destination() -> str:
+        _check_name(campaign_name)
+        return DRY_RUN
+
+    entry = recipients.request(
+        connection, segment_name, purpose, org_id, include_pii=include_pii, destination=destination
+    )
     with _ending(connection, entry) as end:
         content = templates.load(template, _fields(entry))
         audience = recipients.read(connection, entry)
@@ -111,7 +116,7 @@ def dry_run(
     ready, unusable, suppressed = counts.pop("ready", 0), counts.pop("unusable", 0), counts.pop("suppressed", 0)
     known = (counts.total(), unusable, suppressed, ready) if include_pii else (None,) * 4
     return DryRun(
-        org_id, campaign_name, str(entry.export_id), audience.members_count, audience.consented_count,
+        entry.org_id, campaign_name, str(entry.export_id), audience.members_count, audience.consented_count,
         audience.contactable_count, *known, previews,
     )  # fmt: skip
 
@@ -121,7 +126,7 @@ def _standing(connection: psycopg.Connection, campaign_name: str, person: Mappin
     if not address:
         return "unusable"
     (standing,) = log.call(connection, "send_standing", person["org_id"], campaign_name, person["visitor_id"], address)
-    return standing
+    return "already" if standing == "ready" and person["is_repeated"] else standing
 
 
 def _preview(content: templates.Template, campaign_name: str, person: Mapping[str, Any], include_pii: bool) -> Preview:
@@ -142,15 +147,16 @@ def send(
     """
     variables = project_variables()
     rate = rate or variables["campaign_messages_per_second"]
-    if not log.may_send(connection):
-        raise UserError(
-            f"{connection.info.user} may not send campaigns: an administrator gives the role admin with audience members add. "
-            "Without --yes it is a dry run."
-        )
+
+    def destination() -> str:
+        _check_name(campaign_name)
+        messages.sender()
+        return mail_server().name
+
+    if log.may_send(connection):
+        runner.recover(connection)
+    entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=True, destination=destination)
     sender, server = messages.sender(), mail_server()
-    runner.recover(connection)
-    org_id = _org_of(connection, campaign_name, segment_name, org_id)
-    entry = recipients.request(connection, segment_name, purpose, org_id, include_pii=True, destination=server.name)
     with _ending(connection, entry) as end, smtp.Mailer(server) as mailer:
         content = templates.load(template, _fields(entry))
         audience = recipients.read(connection, entry)
@@ -181,14 +187,13 @@ def send(
             end("undelivered" if run.stopped or run.counts["deferred"] else "delivered", run.summary())
         finally:
             if not connection.closed:
-                log.unlock(connection, org_id, campaign_name)
+                log.unlock(connection, entry.org_id, campaign_name)
     return run.report(audience)
 
 
-def _org_of(connection: psycopg.Connection, campaign_name: str, segment_name: str, org_id: str | None) -> str:
+def _check_name(campaign_name: str) -> None:
     if not campaign_name.strip() or not campaign_name.isprintable():
         raise UserError(f"{campaign_name!r} is no name of a campaign: give one of printable characters.")
-    return org_id or segments.find_segment(connection, segment_name).org_id
 
 
 def _fields(entry: door.Entry) -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestration.campaigns.bounces import BounceReport
     from orchestration.campaigns.log import Campaign, Details, Send
     from orchestration.campaigns.runner import DryRun, Report
+    from orchestration.campaigns.unsubscribes import UnsubscribeReport
 
 campaigns_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="E-mail campaigns to a segment.")
 
@@ -117,6 +118,28 @@ def campaigns_bounces(
     with log.connect() as connection:
         report = bounces.note(connection, file)
     show(report, as_json, _print_bounces)
+
+
+@campaigns_app.command("unsubscribe", epilog="Example: audience campaigns unsubscribe /var/log/nginx/unsubscribe.log")
+def campaigns_unsubscribe(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A token a line, alone or in a web server's log.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take off who used the link of a message: no campaign goes to them any more."""
+    from orchestration.campaigns import log, unsubscribes
+
+    with log.connect() as connection:
+        report = unsubscribes.unsubscribe(connection, file)
+    show(report, as_json, _print_unsubscribed)
+
+
+def _print_unsubscribed(report: UnsubscribeReport) -> None:
+    print(
+        f"{report.lines_count:,} lines: {report.unsubscribed_count:,} taken off, {report.already_count:,} were already, "
+        f"{report.ignored_count:,} ignored, {report.invalid_count:,} with a token that was not made here."
+    )
+    if report.invalid_lines:
+        print(f"  not made here: line {', '.join(map(str, report.invalid_lines))}")
 
 
 def _print_bounces(report: BounceReport) -> None:

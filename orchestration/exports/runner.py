@@ -49,12 +49,12 @@ def export_segment(
     others it is as last materialized. Raises UserError for a refusal, also for a destination that cannot be used, which is
     logged, and for a delivery that fails.
     """
-    if not is_queued and _may(connection, "segment_export_log", "select"):
+    if not is_queued and may(connection, "segment_export_log", "select"):
         recover(connection)
     asked = {"include_pii": include_pii, "is_delta": is_delta, "format_name": format_name, "is_queued": is_queued}
     try:
         destination = _checked(format_name, to, is_delta, is_queued)
-        if _may(connection, "audience_segments", "select"):
+        if may(connection, "audience_segments", "select"):
             org_id = org_id or segments.find_segment(connection, segment_name).org_id
         if is_owner(connection) and segments.list_segments(connection, org_id, segment_name):
             segments.check(segments.materialize(connection, segment_name, org_id))
@@ -240,10 +240,11 @@ def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | N
 
 def is_owner(connection: psycopg.Connection) -> bool:
     """May this login write the memberships, as their owner may?"""
-    return _may(connection, "segment_memberships", "insert")
+    return may(connection, "segment_memberships", "insert")
 
 
-def _may(connection: psycopg.Connection, table: str, privilege: str) -> bool:
+def may(connection: psycopg.Connection, table: str, privilege: str) -> bool:
+    """Has this login the privilege on a table of the state?"""
     name = sql.Identifier(f"{target_schema()}_state", table).as_string(connection)
     found = "select has_schema_privilege(%s, 'usage') and has_table_privilege(%s, %s)"
     return connection.execute(found, [f"{target_schema()}_state", name, privilege]).fetchone()[0]

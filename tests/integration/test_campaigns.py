@@ -24,7 +24,7 @@ from psycopg import errors, sql
 
 from orchestration import members, segments
 from orchestration.build import build
-from orchestration.campaigns import bounces, log, runner
+from orchestration.campaigns import bounces, log, runner, unsubscribes
 from orchestration.errors import UserError
 from orchestration.exports import runner as exports
 from orchestration.load import load_files
@@ -56,7 +56,8 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AUDIENCE_UNSUBSCRIBE_URL", "https://north-hall.example/unsubscribe")
     with log.connect() as connection:
         connection.execute(
-            "delete from audience_state.audience_segments; delete from audience_state.campaigns;"
+            "delete from audience_state.audience_segments; delete from audience_state.campaigns; delete from audience_state.suppressions;"
+            " delete from audience_state.suppressed_visitors; delete from audience_state.model_state where model = 'the suppressed visitors';"
             f" alter table {LOG} disable trigger unchanged; truncate {LOG}; alter table {LOG} enable always trigger unchanged;"
             " create temporary table before as select * from audience.audience_customers;"
             " create temporary table contacts as select * from audience_contacts.customer_contacts;"
@@ -177,6 +178,7 @@ def test_one_address_of_two_visitors_gets_one_message_and_one_person_with_a_new_
     connection, mailbox, template
 ):
     give_contact(connection, "bob", " ADA@example.com", "Bob")
+    assert dry_run(connection, template).ready_count == 4
     report = send(connection, template)
     assert mailbox.recipients == addresses("ada", "cyd", "dan", "eve")
     assert (report.sent_count, report.already_count) == (4, 1)
@@ -375,13 +377,16 @@ def test_without_the_role_nothing_is_sent_or_seen(connection, personas, mailbox,
     mailbox.accepted.clear()
     message_id = connection.execute("select message_id from audience_state.campaign_sends limit 1").fetchone()[0]
     with logged_in(name) as persona:
-        with pytest.raises(UserError, match=r"may not send campaigns|is not exported"):
+        with pytest.raises(UserError, match=r"may export nothing|is not exported: "):
             runner.send(persona, NAME, SEGMENT, "a test", template, ORG)
+        if name != "stranger":
+            last = connection.execute(f"select login_name, outcome from {LOG} order by log_number desc").fetchone()
+            assert last == (NAMES[name], "refused")
         if name != "other":
             for statement in (
                 "table audience_state.campaigns", "table audience_state.campaign_sends",
                 f"select audience_state.send_standing('{ORG}', 'Before', 'ada', 'ada@example.com')",
-                "select audience_state.open_campaign(gen_random_uuid(), 'x', 'x')", "select audience_state.claim_send(gen_random_uuid(), 'x', 'x')",
+                "select audience_state.open_campaign(gen_random_uuid(), 'x', 'x')", "select audience_state.unsubscribe('x', '{x}')", "select audience_state.claim_send(gen_random_uuid(), 'x', 'x')",
                 f"select audience_state.record_send('{message_id}', 'bounced')",
             ):  # fmt: skip
                 with pytest.raises(errors.InsufficientPrivilege):
@@ -553,6 +558,64 @@ def test_two_processes_do_not_send_one_campaign(connection, mailbox, template):
     assert process.wait(timeout=60) == 130
     assert send(connection, template).sent_count == 4
     assert mailbox.recipients == addresses(*PEOPLE)
+
+
+# Taken off
+
+
+def tokens(mailbox: Mailbox) -> dict[str, str]:
+    """What the link in each message carries, by recipient."""
+    found = {}
+    for recipient, message in mailbox.accepted:
+        link = message["List-Unsubscribe"].strip("<>")
+        assert link in message.get_body(("plain",)).get_content().split()
+        found[recipient.partition("@")[0]] = link.partition("?token=")[2]
+    return found
+
+
+def test_who_used_the_link_gets_no_later_message_also_when_an_old_list_is_imported_again(
+    connection, mailbox, template, tmp_path
+):
+    send(connection, template)
+    links = tokens(mailbox)
+    assert len(set(links.values())) == 5 and not any("@" in token or "example" in token for token in links.values())
+    other = links["dan"][:-1] + ("0" if links["dan"][-1] != "0" else "1")
+    file = tmp_path / "unsubscribe.log"
+    file.write_text(
+        f"2026-07-01T12:00:00+00:00 {links['ada']}\n\n"
+        f'203.0.113.9 - - [01/Jul/2026:12:00:01 +0000] "POST /unsubscribe?token={links["bob"]} HTTP/1.1" 204 0 "-" "x"\n'
+        f'203.0.113.9 - - [01/Jul/2026:12:00:01 +0000] "GET /unsubscribe?token={links["cyd"]} HTTP/1.1" 200 9 "-" "scanner"\n'
+        f"{other}\n{'ff' * 4}{links['eve'][links['eve'].index('.') :]}\nnonsense {'x' * 40_000}\n"
+    )
+    report = unsubscribes.unsubscribe(connection, file)
+    assert (report.unsubscribed_count, report.already_count, report.ignored_count) == (2, 0, 3)
+    assert (report.invalid_count, report.invalid_lines) == (2, [5, 6])
+    again = unsubscribes.unsubscribe(connection, file)
+    assert (again.unsubscribed_count, again.already_count) == (0, 2)
+
+    mailbox.accepted.clear()
+    # an old list: she is somebody new with her old address, and says yes
+    change(connection, "visitor_id = 'ada again'", "ada")
+    give_contact(connection, "ada again", " Ada@Example.com", "Ada")
+    assert send(connection, template, "Summer").sent_count == 3
+    assert mailbox.recipients == addresses("cyd", "dan", "eve")
+    with pytest.raises(UserError, match=r"cannot be read .No such file"):
+        unsubscribes.unsubscribe(connection, tmp_path / "gone")
+
+
+def test_who_used_the_link_while_it_is_sent_gets_nothing(connection, mailbox, template):
+    send(connection, template)
+    token = tokens(mailbox)["eve"]
+    mailbox.accepted.clear()
+
+    def click(recipient: str) -> None:
+        with log.connect() as other:
+            log.call(other, "unsubscribe", ORG, [token])
+
+    mailbox.after_data = click
+    report = send(connection, template, "Summer")
+    assert (report.sent_count, report.suppressed_count) == (4, 1)
+    assert mailbox.recipients == addresses("ada", "bob", "cyd", "dan")
 
 
 # Returned

@@ -60,7 +60,9 @@ DOOR = {
 ASKING = "audience_state.request_segment_export"
 # What admins have beside: campaigns and who was written to, and functions.
 READ_BY_ADMINS = {"audience_state.campaigns": {"select"}, "audience_state.campaign_sends": {"select"}}
-CAMPAIGNS = {f"audience_state.{name}" for name in ("send_standing", "open_campaign", "claim_send", "record_send")}
+CAMPAIGNS = {
+    f"audience_state.{name}" for name in ("send_standing", "open_campaign", "claim_send", "record_send", "unsubscribe")
+}
 OF_ADMINS = {"audience_state.suppress"} | CAMPAIGNS
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}

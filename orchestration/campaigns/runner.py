@@ -216,12 +216,21 @@ def _ending(connection: psycopg.Connection, entry: door.Entry) -> Iterator[Calla
     except BaseException as error:
         if not is_over and not connection.closed:
             outcome = runner.find(connection, entry.export_id).outcome
-            reason = str(error) if isinstance(error, UserError) else type(error).__name__
-            end("undelivered" if outcome == "completed" else "failed", reason)
+            end("undelivered" if outcome == "completed" else "failed", _reason(error))
         if isinstance(error, psycopg.Error):
-            reason = error.diag.message_primary or type(error).__name__
-            raise UserError(f"The campaign ended early ({reason}): put that right, then run it again.") from error
+            raise UserError(
+                f"The campaign ended early ({_reason(error)}): put that right, then run it again."
+            ) from error
         raise
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run ended, without the values of rows that the details of an error may have."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return INTERRUPTED
+    return (isinstance(error, psycopg.Error) and error.diag.message_primary) or type(error).__name__
 
 
 def _end_run_before(connection: psycopg.Connection, export_id: Any) -> None:

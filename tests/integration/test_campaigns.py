@@ -532,6 +532,23 @@ def test_killed_anywhere_everybody_gets_one_message_or_is_listed_as_uncertain(co
     assert {"undelivered", "delivered"} <= outcomes <= {"failed", "undelivered", "delivered"}
 
 
+def test_without_the_database_nothing_more_is_sent_and_the_last_is_uncertain(connection, mailbox, template):
+    def cut(recipient: str) -> None:
+        if recipient.startswith("bob"):
+            connection.execute("select pg_terminate_backend(%s)", [sending.info.backend_pid])
+
+    mailbox.after_data = cut
+    with (
+        log.connect() as sending,
+        pytest.raises(UserError, match=r"The campaign ended early .*: put that right, then run it again"),
+    ):
+        send(sending, template)
+    assert mailbox.recipients == addresses("ada", "bob") and sends(connection)["bob"] == "claimed"
+    assert send(connection, template).sent_count == 3
+    assert sends(connection)["bob"] == "uncertain" and mailbox.recipients == addresses(*PEOPLE)
+    assert ("undelivered", "its process ended before every message was sent") in logged(connection)
+
+
 def test_an_interrupt_ends_a_run_after_the_message_that_is_on_its_way(connection, mailbox, template):
     process: list[subprocess.Popen[str]] = []
     mailbox.before_data = lambda recipient: (

@@ -14,7 +14,8 @@ from orchestration.errors import CheckFailed, UserError
 if TYPE_CHECKING:
     from orchestration.campaigns.bounces import BounceReport
     from orchestration.campaigns.log import Campaign, Details, Send
-    from orchestration.campaigns.runner import DryRun, Report
+    from orchestration.campaigns.runner import DryRun
+    from orchestration.campaigns.sending import Report
     from orchestration.campaigns.unsubscribes import UnsubscribeReport
 
 campaigns_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="E-mail campaigns to a segment.")
@@ -41,7 +42,7 @@ def campaigns_send(
     as_json: AsJson = False,
 ) -> None:
     """Send a segment an e-mail, to nobody twice; without --yes show counts and some messages."""
-    from orchestration.campaigns import log, runner
+    from orchestration.campaigns import log, runner, sending
 
     with log.connect() as connection:
         if not yes:
@@ -53,7 +54,7 @@ def campaigns_send(
                 connection, name, segment, purpose, template, org, limit=limit, rate=rate, progress=advance
             )
     show(report, as_json, _print_report)
-    if report.stopped == runner.INTERRUPTED:
+    if report.stopped == sending.INTERRUPTED:
         raise typer.Exit(130)
     if report.is_incomplete:
         raise CheckFailed(

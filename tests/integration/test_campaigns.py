@@ -24,7 +24,7 @@ from psycopg import errors, sql
 
 from orchestration import members, segments
 from orchestration.build import build
-from orchestration.campaigns import bounces, log, runner, unsubscribes
+from orchestration.campaigns import bounces, log, runner, sending, unsubscribes
 from orchestration.errors import UserError
 from orchestration.exports import runner as exports
 from orchestration.load import load_files
@@ -126,7 +126,7 @@ def give_contact(connection: psycopg.Connection, visitor: str, email: str, first
     )
 
 
-def send(connection: psycopg.Connection, template: Path, name: str = NAME, **options: Any) -> runner.Report:
+def send(connection: psycopg.Connection, template: Path, name: str = NAME, **options: Any) -> sending.Report:
     return runner.send(connection, name, SEGMENT, "a test", template, ORG, rate=1_000, **options)
 
 
@@ -214,8 +214,8 @@ def test_who_says_no_while_it_is_sent_gets_nothing(connection, mailbox, template
 
 def test_a_limit_and_a_rate(connection, mailbox, template):
     report = runner.send(connection, NAME, SEGMENT, "a test", template, ORG, limit=3, rate=10)
-    assert (report.sent_count, report.stopped, report.is_incomplete) == (3, runner.LIMITED, False)
-    assert logged(connection)[-1] == ("undelivered", f"{runner.LIMITED}; sent 3, deferred 0, failed 0, uncertain 0, suppressed 0, already 0, unusable 0")  # fmt: skip
+    assert (report.sent_count, report.stopped, report.is_incomplete) == (3, sending.LIMITED, False)
+    assert logged(connection)[-1] == ("undelivered", f"{sending.LIMITED}; sent 3, deferred 0, failed 0, uncertain 0, suppressed 0, already 0, unusable 0")  # fmt: skip
     assert send(connection, template).sent_count == 2
     assert mailbox.recipients == addresses(*PEOPLE)
 
@@ -223,13 +223,13 @@ def test_a_limit_and_a_rate(connection, mailbox, template):
 def test_the_rate_is_kept(connection, mailbox, template, monkeypatch):
     pauses: list[float] = []
     clock = [0.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sending.time, "monotonic", lambda: clock[0])
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
         clock[0] += seconds
 
-    monkeypatch.setattr(runner.time, "sleep", sleep)
+    monkeypatch.setattr(sending.time, "sleep", sleep)
     runner.send(connection, NAME, SEGMENT, "a test", template, ORG, rate=0.5)
     assert sum(pauses) == pytest.approx(8)  # five messages, two seconds between them
 
@@ -535,14 +535,14 @@ def test_killed_anywhere_everybody_gets_one_message_or_is_listed_as_uncertain(co
 def test_without_the_database_nothing_more_is_sent_and_the_last_is_uncertain(connection, mailbox, template):
     def cut(recipient: str) -> None:
         if recipient.startswith("bob"):
-            connection.execute("select pg_terminate_backend(%s)", [sending.info.backend_pid])
+            connection.execute("select pg_terminate_backend(%s)", [cut_off.info.backend_pid])
 
     mailbox.after_data = cut
     with (
-        log.connect() as sending,
+        log.connect() as cut_off,
         pytest.raises(UserError, match=r"The campaign ended early .*: put that right, then run it again"),
     ):
-        send(sending, template)
+        send(cut_off, template)
     assert mailbox.recipients == addresses("ada", "bob") and sends(connection)["bob"] == "claimed"
     assert send(connection, template).sent_count == 3
     assert sends(connection)["bob"] == "uncertain" and mailbox.recipients == addresses(*PEOPLE)

@@ -187,11 +187,16 @@ revoke all on function {{ state }}.{{ signature }} from public;
 {% endmacro %}
 
 
-{# May this person be written to now: said yes, did not say no, and is not to be left alone. #}
+{# May this person be written to now: said yes, did not say no, also not as another visitor who gave the address, and is not to
+   be left alone. By md5, as customer_contacts is indexed: an address may be longer than an index takes. #}
 {% macro may_be_mailed(org, visitor, email) -%}
 exists (
     select from {{ target.schema }}.audience_customers as people
     where people.org_id = {{ org }} and people.visitor_id = {{ visitor }} and people.is_consented and people.is_opted_out is not true
+) and not exists (
+    select from {{ target.schema }}_contacts.customer_contacts as contacts
+    join {{ target.schema }}.audience_customers as people on people.org_id = contacts.org_id and people.visitor_id = contacts.visitor_id
+    where contacts.org_id = {{ org }} and md5(contacts.email) = md5(lower(btrim({{ email }}))) and people.is_opted_out
 ) and not {{ state_schema() }}.is_suppressed({{ org }}, {{ visitor }}, {{ email }}, 'email')
 {%- endmacro %}
 

@@ -1,5 +1,5 @@
 -- Grain: one row per org and visitor who gave contact details: the latest of each.
-{{ config(unique_key=['org_id', 'visitor_id']) }}
+{{ config(unique_key=['org_id', 'visitor_id'], indexes=[{'columns': ['md5(email)'], 'where': 'email is not null'}]) }}
 {% call scope('org_id, visitor_id') %}
 -- visits of devices that gave contact details, or had: the others give none to anybody
 select visits.org_id, visits.visitor_id

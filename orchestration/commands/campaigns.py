@@ -136,7 +136,7 @@ def campaigns_unsubscribe(
 
 def _print_unsubscribed(report: UnsubscribeReport) -> None:
     print(
-        f"{report.lines_count:,} lines: {report.unsubscribed_count:,} taken off, {report.already_count:,} were already, "
+        f"{report.lines_count:,} {'line' if report.lines_count == 1 else 'lines'}: {report.unsubscribed_count:,} taken off, {report.already_count:,} were already, "
         f"{report.ignored_count:,} ignored, {report.invalid_count:,} with a token that was not made here."
     )
     if report.invalid_lines:
@@ -145,7 +145,7 @@ def _print_unsubscribed(report: UnsubscribeReport) -> None:
 
 def _print_bounces(report: BounceReport) -> None:
     print(
-        f"{report.messages_count:,} messages: {report.bounced_count:,} bounced, {report.already_count:,} known before, "
+        f"{report.messages_count:,} {'message' if report.messages_count == 1 else 'messages'}: {report.bounced_count:,} bounced, {report.already_count:,} known before, "
         f"{report.unknown_count:,} of no campaign here, {report.other_count:,} no report of a failure."
     )
 

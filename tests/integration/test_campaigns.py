@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mailbox as mailboxes
 import os
 import random
@@ -31,7 +32,7 @@ from orchestration.load import load_files
 from orchestration.sample import write_sample
 from tests.filters import group, rule
 from tests.mail import Mailbox, mail_server
-from tests.projects import AS_OF, END
+from tests.projects import AS_OF, END, audience
 
 ORG, NAME, SEGMENT = "north_hall", "Spring", "Every body"
 OTHER_ORG = "harbor_live"
@@ -306,6 +307,44 @@ def test_a_server_that_closes_idle_connections_is_connected_to_again(connection,
         monkeypatch.setenv("AUDIENCE_SMTP_URL", f"smtp://127.0.0.1:{mailbox.port}")
         assert runner.send(connection, NAME, SEGMENT, "a test", template, ORG, rate=2, limit=2).sent_count == 2
         assert mailbox.recipients == addresses("ada", "bob")
+
+
+# As a command
+
+
+def test_the_command_shows_sends_lists_and_resolves(connection, mailbox, template, tmp_path):
+    arguments = ["campaigns", *command(template)[4:]]
+    shown = audience(*arguments[:-1])
+    assert shown.returncode == 0 and mailbox.accepted == []
+    assert "To: ada@example.com\nSubject: Spring, Ada!\n" in shown.stdout and "would be sent to: 5" in shown.stdout
+    mailbox.after_data = lambda recipient: "drop" if recipient.startswith("bob") else None
+    stopped = audience(*arguments, "--json")
+    report = json.loads(stopped.stdout)
+    assert (stopped.returncode, report["sent_count"], report["uncertain_count"]) == (1, 1, 1)
+    assert "Campaign Spring of north_hall did not reach everybody" in stopped.stderr
+    assert f"{NAME} of {ORG} to {SEGMENT}" in audience("campaigns", "list", "--org", ORG).stdout
+    details = audience("campaigns", "show", NAME).stdout
+    assert "Uncertain: look for these in the log of the mail server" in details and " to bob, " in details
+    assert (
+        audience("campaigns", "resolve", NAME, "--as", "again").stdout
+        == "1 message is to be sent again by the next run.\n"
+    )
+    mailbox.after_data = lambda recipient: None
+    assert audience(*arguments).returncode == 0
+    assert mailbox.recipients == addresses(*PEOPLE) | {"bob@example.com": 2}  # as it was told
+    (tmp_path / "clicks").write_text(tokens(mailbox)["ada"])
+    assert "1 line: 1 taken off" in audience("campaigns", "unsubscribe", str(tmp_path / "clicks")).stdout
+    (tmp_path / "one.eml").write_bytes(returned(mailbox.message("eve@example.com"), "5.1.1"))
+    assert "1 message: 1 bounced" in audience("campaigns", "bounces", str(tmp_path / "one.eml")).stdout
+    for wrong, sentence in (
+        (["resolve", NAME, "--as", "maybe"], "audience: --as 'maybe' is no answer: give sent or again.\n"),
+        (
+            ["show", "Winter"],
+            "audience: There is no campaign 'Winter': audience campaigns list shows those that there are.\n",
+        ),
+    ):
+        told = audience("campaigns", *wrong)
+        assert (told.returncode, told.stdout, told.stderr) == (2, "", sentence)
 
 
 # A dry run, and who may

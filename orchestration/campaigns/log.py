@@ -70,7 +70,12 @@ class Details:
 def connect() -> psycopg.Connection:
     """A connection to a database that has the tables of campaigns."""
     dbt.ensure_table(f"{target_schema()}_state.campaign_sends")
-    return database.connect(autocommit=True, application_name="audience campaigns")
+    connection = database.connect(autocommit=True, application_name="audience campaigns")
+    # what a crash of the server took back would be sent again
+    connection.execute(
+        "select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'"
+    )
+    return connection
 
 
 def may_send(connection: psycopg.Connection) -> bool:

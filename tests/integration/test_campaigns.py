@@ -588,6 +588,16 @@ def test_without_the_database_nothing_more_is_sent_and_the_last_is_uncertain(con
     assert ("undelivered", "its process ended before every message was sent") in logged(connection)
 
 
+def test_a_claim_is_on_the_disk_whatever_the_server_does_for_others(connection):
+    name = sql.Identifier(connection.info.dbname)
+    connection.execute(sql.SQL("alter database {} set synchronous_commit = off").format(name))
+    try:
+        with log.connect() as other:
+            assert other.execute("show synchronous_commit").fetchone() == ("on",)
+    finally:
+        connection.execute(sql.SQL("alter database {} reset synchronous_commit").format(name))
+
+
 def test_an_interrupt_ends_a_run_after_the_message_that_is_on_its_way(connection, mailbox, template):
     process: list[subprocess.Popen[str]] = []
     mailbox.before_data = lambda recipient: (

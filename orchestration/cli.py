@@ -18,6 +18,7 @@ import typer
 from orchestration.commands.database import db_app
 from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
+from orchestration.commands.operations import operations_app
 from orchestration.commands.output import AsJson, print_json, show, terminal
 from orchestration.commands.segments import segments_app
 from orchestration.commands.suppressions import suppressions_app
@@ -38,6 +39,7 @@ app.add_typer(members_app, name="members")
 app.add_typer(segments_app, name="segments")
 app.add_typer(exports_app, name="exports")
 app.add_typer(suppressions_app)
+app.add_typer(operations_app)
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7

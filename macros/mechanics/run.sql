@@ -119,6 +119,7 @@ end $$;
 {{ rights_ddl() }}
 {{ segments_ddl() }}
 {{ suppressions_ddl() }}
+{{ hot_leads_ddl() }}
 {{ exports_ddl() }}
 {% endmacro %}
 

@@ -70,5 +70,5 @@ def test_the_night_is_scheduled(definitions: dict) -> None:
     assert definitions["cron"] == "0 2 * * *"
     assert "nightly" in definitions["jobs"]
     sources = {"events", "events_removed", "rejected_rows", "user_agents"}
-    assert set(definitions["assets"]) == {*definitions["night"], "segment_export"} | sources
+    assert set(definitions["assets"]) == {*definitions["night"], "segment_export", "hot_leads"} | sources
     assert "segment_memberships" in definitions["night"]

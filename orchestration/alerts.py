@@ -32,6 +32,11 @@ class AlertUnsure(UserError):
     """Whether the receiver has taken the message is not known."""
 
 
+def documentation(page: str) -> str:
+    """Where a page of the documentation is, for texts that are read elsewhere."""
+    return f"{os.environ.get(DOCUMENTATION, 'docs').rstrip('/')}/{page}"
+
+
 def log_file() -> Path:
     """The log of alerts: one JSON object a line, {"at": ISO 8601, "kind", "text"}, and "failed" with a reason after it."""
     return audience_home() / "alerts.ndjson"
@@ -42,7 +47,7 @@ def send(kind: str, text: str, section: str) -> None:
 
     kind: run failed, late, hot leads. Raises AlertNotTaken and AlertUnsure, after they were logged too.
     """
-    text = f"{text}\nWhat to do: {os.environ.get(DOCUMENTATION, 'docs').rstrip('/')}/operations.md#{section}"
+    text = f"{text}\nWhat to do: {documentation('operations.md')}#{section}"
     _log({"kind": kind, "text": text})
     url = os.environ.get(WEBHOOK)
     if not url:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from orchestration.defs.policies import OWNERS
 from orchestration.defs.segments import markdown
 from orchestration.hot_leads import alert_hot_leads
 
@@ -15,6 +16,7 @@ UNFINISHED = [
     deps=[dg.AssetKey("audience_customers")],
     group_name="leads",
     kinds={"postgres"},
+    owners=OWNERS,
     description="Who may be about to buy now, live: get_high_intent_visitors of every org. Who is new is alerted, once within "
     "hot_lead_repeat_hours: audience_state.hot_lead_alerts.",
 )

@@ -6,6 +6,7 @@ It looks only, but for the embedded server, which it starts as every command doe
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import psycopg
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from orchestration import database
+from orchestration import alerts, database
 from orchestration.errors import UserError
+from orchestration.exports import webhooks
 from orchestration.settings import audience_home, project_variables
 
 PACKAGE = "audience-intelligence"
@@ -52,7 +54,7 @@ def examine() -> list[Finding]:
     """Every check's finding, in the order in which they are worth reading. Those of the server end where nobody answers."""
     from orchestration.doctor_server import CHECKS
 
-    findings = [check_python(), check_packages(), check_disk()]
+    findings = [check_python(), check_packages(), check_disk(), check_alerts()]
     try:
         connection = database.connect(autocommit=True, application_name="audience doctor")
     except UserError as error:
@@ -123,3 +125,16 @@ def check_disk() -> Finding:
             "disk", found, f"Free some, so that at least {variables['disk_minimum_megabytes']:,} MB are: a build stops without."
         )  # fmt: skip
     return ok("disk", found)
+
+
+def check_alerts() -> Finding:
+    """Whether alerts can leave; nothing is sent."""
+    url = os.environ.get(alerts.WEBHOOK)
+    if not url:
+        return ok("alerts", f"Alerts go into {alerts.log_file()} alone: {alerts.WEBHOOK} is not set.")
+    try:
+        webhooks.receiver_of(url, name=f"The webhook in {alerts.WEBHOOK}")
+    except UserError as error:
+        found, _, remedy = str(error).partition(": ")
+        return failed("alerts", f"{found}.", remedy)
+    return ok("alerts", f"Alerts go to the webhook in {alerts.WEBHOOK}, and into {alerts.log_file()}.")

@@ -88,7 +88,7 @@ def test_the_night_is_scheduled(definitions: dict) -> None:
 
 def test_what_runs_by_itself_is_on_from_the_start(definitions: dict) -> None:
     assert definitions["on"] == [
-        "doctors_findings", "failed_runs", "hot_leads_schedule", "landed_events", "nightly", "requested_exports"
+        "doctors_findings", "failed_runs", "forget_old_runs", "hot_leads_schedule", "landed_events", "nightly", "requested_exports"
     ]  # fmt: skip
     assert {"nightly", "full_refresh", "backfill", "verify", "export", "hot_leads_snapshot"} <= {*definitions["jobs"]}
 

@@ -50,6 +50,9 @@ class Host:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Starts the daemon, if it is not running."""
+        if self.process:
+            return
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-m", "orchestration.definitions"],
@@ -63,11 +66,11 @@ class Host:
             self.process.wait()
             self.process = None
 
-    def launch(self, job: str) -> str:
+    def launch(self, job: str, *options: str) -> str:
         """Puts a run into the queue; its id."""
         before = {run.run_id for run in self.instance.get_runs()}
         command = [str(Path(sys.executable).with_name("dagster")), "job", "launch", "-m", "orchestration.definitions"]
-        done = subprocess.run([*command, "-j", job], cwd=project_dir(), capture_output=True, text=True)
+        done = subprocess.run([*command, "-j", job, *options], cwd=project_dir(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         [run] = [run for run in self.instance.get_runs(dg.RunsFilter(job_name=job)) if run.run_id not in before]
         return run.run_id
@@ -208,26 +211,40 @@ def test_a_machine_that_loses_its_power_in_a_night_blocks_no_other_night_and_not
         run_id = host.launch("nightly")
         assert hold.wait(lambda: host.status(run_id) != "FAILURE") == {"int_visits"}
         wait_for(lambda: _outcome(export) == "delivered")
+        next_night = host.launch("nightly")
+        time.sleep(5)
+        assert host.status(next_night) == "QUEUED", "one build at a time"
         host.kill()
     assert host.status(run_id) == "STARTED"
 
+    land_somebody(connection, "next night")
     host.start()
     assert host.ended(run_id) == "FAILURE"
     assert host.ended(host.retry_of(run_id)) == "SUCCESS"
-    assert known(connection, "power") == 1
     [text] = wait_for(lambda: [text for text in room.texts if run_id in text])
     assert "started again" in text
-
-    land_somebody(connection, "next night")
-    assert host.ended(host.launch("nightly")) == "SUCCESS"
+    assert host.ended(next_night) == "SUCCESS"
     assert host.ended(host.launch("hot_leads_snapshot")) == "SUCCESS"
-    assert known(connection, "next night") == 1
+    assert known(connection, "power") == known(connection, "next night") == 1
     assert verify(everything=True).differing == 0
     assert sum("lead-1" in text for text in room.texts) == 1
     assert len(host.instance.get_runs(dg.RunsFilter(job_name="export"))) == 1
     log = connection.execute("select outcome from audience_state.segment_export_log where export_id = %s order by log_number", [export])  # fmt: skip
     assert [outcome for (outcome,) in log] == ["requested", "started", "completed", "delivered"]
     assert not host.instance.get_runs(dg.RunsFilter(job_name="nightly", statuses=ACTIVE))
+
+
+def test_a_build_that_takes_too_long_is_ended_and_told(connection, host, room):
+    host.start()
+    land_somebody(connection, "patience")
+    with held("audience_customers") as hold:
+        run_id = host.launch("nightly", "--tags", '{"dagster/max_runtime": "1", "dagster/max_retries": "0"}')
+        assert hold.wait(lambda: host.status(run_id) != "FAILURE") <= {"audience_customers"}
+        assert host.ended(run_id) in ("FAILURE", "CANCELED")
+        wait_for(lambda: not dbt_connections(connection))
+    wait_for(lambda: [text for text in room.texts if run_id in text])
+    assert host.ended(host.launch("nightly")) == "SUCCESS"
+    assert known(connection, "patience") == 1
 
 
 def _outcome(export_id: object) -> str:

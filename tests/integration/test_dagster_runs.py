@@ -216,6 +216,33 @@ def test_a_build_waits_for_another_one(connection, monkeypatch):
     assert waiting == ["has it"]
 
 
+def test_old_runs_are_forgotten_with_their_logs_and_no_others():
+    from orchestration.defs.history import forget
+
+    with dg.instance_for_test() as own:
+
+        @dg.op
+        def say() -> None:
+            print("said")
+
+        @dg.job(executor_def=dg.in_process_executor)
+        def hourly() -> None:
+            say()
+
+        @dg.job(executor_def=dg.in_process_executor)
+        def daily() -> None:
+            say()
+
+        old, other = hourly.execute_in_process(instance=own), daily.execute_in_process(instance=own)
+        unfinished = own.create_run_for_job(hourly, status=dg.DagsterRunStatus.STARTED)
+        assert forget(own, "hourly", 1) == 0
+        assert forget(own, "hourly", 0) == 1
+        left = {one.run_id for one in own.get_runs()}
+        assert left == {other.run_id, unfinished.run_id}
+        assert not own.all_logs(old.run_id) and own.all_logs(other.run_id)
+        assert forget(own, None, 0) == 1 and {one.run_id for one in own.get_runs()} == {unfinished.run_id}
+
+
 def test_that_something_landed_is_said_once(connection, instance):
     from orchestration.defs.landing import landed_events
 

@@ -93,6 +93,16 @@ def test_little_free_disk_fails(limits):
     assert doctor.check_disk().state == "failed"
 
 
+def test_a_webhook_that_no_alert_can_go_to_fails_and_keeps_its_secret(monkeypatch):
+    monkeypatch.delenv("AUDIENCE_ALERT_WEBHOOK", raising=False)
+    assert doctor.check_alerts().state == "ok"
+    monkeypatch.setenv("AUDIENCE_ALERT_WEBHOOK", "https://chat.example/services/secret-part")
+    assert doctor.check_alerts().state == "ok" and "secret-part" not in doctor.check_alerts().found
+    monkeypatch.setenv("AUDIENCE_ALERT_WEBHOOK", "http://chat.example/services/secret-part")
+    finding = doctor.check_alerts()
+    assert finding.state == "failed" and "https://" in finding.remedy and "secret-part" not in str(finding)
+
+
 def test_a_session_that_waits_is_named_with_the_one_that_blocks_it(connection, limits):
     limits(lock_wait_seconds=0)
     with database.connect() as blocker, database.connect() as waiter:

@@ -72,19 +72,30 @@ def parse_as_of(text: str) -> str:
 
 
 @contextmanager
-def build_lock() -> Iterator[psycopg.Connection]:
+def build_lock(wait_seconds: float = 0) -> Iterator[psycopg.Connection]:
     """Holds the database lock of the target schema, on the connection that it yields; a dbt typed by hand finds it taken.
 
-    Raises UserError when another build holds it.
+    Raises UserError when another build holds it, for longer than `wait_seconds`.
     """
+    until = time.monotonic() + wait_seconds
     with database.connect(autocommit=True, application_name="audience build") as connection:
-        key = f"audience build {target_schema()}"
-        taken = connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 42))", [key]).fetchone()
-        if not taken[0] or _typed_dbt_stays(connection):
-            raise UserError(
-                f"Another build of schema {target_schema()} is running: wait for it to end, then run this again."
-            )
+        while not _take_lock(connection):
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"Another build of schema {target_schema()} is running: wait for it to end, then run this again."
+                )
+            time.sleep(1)
         yield connection
+
+
+def _take_lock(connection: psycopg.Connection) -> bool:
+    key = [f"audience build {target_schema()}"]
+    if connection.execute("select pg_try_advisory_lock(hashtextextended(%s, 42))", key).fetchone() != (True,):
+        return False
+    if _typed_dbt_stays(connection):
+        connection.execute("select pg_advisory_unlock(hashtextextended(%s, 42))", key)
+        return False
+    return True
 
 
 def _typed_dbt_stays(connection: psycopg.Connection) -> bool:

@@ -19,6 +19,7 @@ from orchestration.commands.campaigns import campaigns_app
 from orchestration.commands.database import db_app
 from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
+from orchestration.commands.operations import operations_app
 from orchestration.commands.output import AsJson, print_json, show, terminal
 from orchestration.commands.segments import segments_app
 from orchestration.commands.suppressions import suppressions_app
@@ -40,6 +41,7 @@ app.add_typer(segments_app, name="segments")
 app.add_typer(exports_app, name="exports")
 app.add_typer(campaigns_app, name="campaigns")
 app.add_typer(suppressions_app)
+app.add_typer(operations_app)
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7

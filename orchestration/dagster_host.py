@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,17 +15,7 @@ from orchestration import database, dbt
 from orchestration.errors import UserError
 from orchestration.settings import audience_home, manifest_path
 
-INSTANCE = """\
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-run_coordinator:
-  module: dagster._core.run_coordinator
-  class: QueuedRunCoordinator
-  config:
-    max_concurrent_runs: 1
-"""
+INSTANCE = Path(__file__).with_name("instance.yaml")
 
 
 def instance_folder() -> Path:
@@ -33,7 +24,7 @@ def instance_folder() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
-        settings.write_text(INSTANCE)
+        shutil.copy(INSTANCE, settings)
     return folder
 
 

@@ -1,17 +1,22 @@
-"""Everything Dagster sees: the dbt graph as assets, its tests as checks, segments and exports, the nightly job and its schedule."""
+"""Everything Dagster sees: the dbt graph as assets, its tests as checks, segments and exports, what runs when and who is told."""
 
 import dagster as dg
 
-from orchestration.defs.dbt_graph import audience_dbt_assets, dbt_resource
+from orchestration.defs.alerts import doctors_findings, failed_runs
+from orchestration.defs.dbt_graph import audience_dbt_assets, build, dbt_resource
 from orchestration.defs.exports import export_job, requested_exports, segment_export
+from orchestration.defs.history import forget_job, forget_schedule
+from orchestration.defs.hot_leads import hot_leads, hot_leads_job, hot_leads_schedule
+from orchestration.defs.jobs import backfill_job, full_refresh_job, verify_job
+from orchestration.defs.landing import landed_events, landing_tables
 from orchestration.defs.schedules import nightly_job, nightly_schedule
 from orchestration.defs.segments import segment_memberships
 
 defs = dg.Definitions(
-    assets=[audience_dbt_assets, segment_memberships, segment_export],
-    jobs=[nightly_job, export_job],
-    schedules=[nightly_schedule],
-    sensors=[requested_exports],
+    assets=[*landing_tables, audience_dbt_assets, build, segment_memberships, segment_export, hot_leads],
+    jobs=[nightly_job, export_job, hot_leads_job, full_refresh_job, backfill_job, verify_job, forget_job],
+    schedules=[nightly_schedule, hot_leads_schedule, forget_schedule],
+    sensors=[requested_exports, landed_events, failed_runs, doctors_findings],
     resources={"dbt": dbt_resource},
     executor=dg.in_process_executor,
 )

@@ -120,6 +120,7 @@ end $$;
 {{ rights_ddl() }}
 {{ segments_ddl() }}
 {{ suppressions_ddl() }}
+{{ hot_leads_ddl() }}
 {{ exports_ddl() }}
 {{ campaigns_ddl() }}
 {% endmacro %}

@@ -5,17 +5,33 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
+import psycopg
+from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, DbtProject, dbt_assets
+from dagster_dbt.core.dbt_cli_event import DbtCliEventMessage
+from dagster_dbt.errors import DagsterDbtCliRuntimeError
 
-from orchestration import database
-from orchestration.build import LOCK_HELD, build_lock, parse_landed_user_agents
+from orchestration import alerts, database, night
+from orchestration.build import LOCK_HELD, NodeResult, build_lock, parse_landed_user_agents
 from orchestration.dbt import executable
-from orchestration.settings import manifest_path, project_dir, target_folder
+from orchestration.defs.policies import BUILD_RETRIES, OWNERS, mart_freshness
+from orchestration.defs.segments import markdown
+from orchestration.errors import UserError
+from orchestration.settings import manifest_path, project_dir, project_variables, target_folder
+
+# What is written about each group.
+PAGES = {"marts": "metrics.md", "contacts": "security.md", "seeds": "operations.md", "staging": "event_contract.md"}
 
 dbt_project = DbtProject(
     project_dir=project_dir(), profiles_dir=project_dir() / "profiles", target_path=target_folder()
 )
 dbt_resource = DbtCliResource(project_dir=dbt_project, dbt_executable=executable())
+
+
+class BuildConfig(dg.Config):
+    """full_refresh: recompute every table; confirm: the schema's name, without which it is refused."""
+
+    full_refresh: bool = False
+    confirm: str = ""
 
 
 def group_of(properties: Mapping[str, Any]) -> str:
@@ -25,26 +41,109 @@ def group_of(properties: Mapping[str, Any]) -> str:
 
 
 class AudienceTranslator(DagsterDbtTranslator):
-    """Asset specs from the manifest: groups by folder, PostgreSQL as the kind."""
+    """Asset specs from the manifest: groups by folder, PostgreSQL as the kind, freshness of what is read."""
 
     def get_asset_spec(self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None) -> dg.AssetSpec:
         spec = super().get_asset_spec(manifest, unique_id, project)
         if unique_id.startswith("source."):
             return spec
+        properties = self.get_resource_props(manifest, unique_id)
+        group = group_of(properties)
+        is_table = properties["config"].get("materialized") == "maintained"
         return spec.replace_attributes(
-            group_name=group_of(self.get_resource_props(manifest, unique_id)), kinds={"dbt", "postgres"}
+            group_name=group,
+            kinds={"dbt", "postgres"},
+            owners=OWNERS,
+            metadata={**spec.metadata, "documentation": alerts.documentation(PAGES.get(group, "operations.md"))},
+            freshness_policy=mart_freshness() if group == "marts" and is_table else None,
         )
 
 
-@dbt_assets(manifest=manifest_path(), dagster_dbt_translator=AudienceTranslator(), name="audience_dbt_assets")
-def audience_dbt_assets(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
-    """Builds the selected models, seeds and tests; each asset carries the rows that it wrote or removed."""
+translator = AudienceTranslator(settings=DagsterDbtTranslatorSettings(enable_source_tests_as_checks=True))
+
+build = dg.AssetSpec(
+    "build",
+    group_name="operations",
+    kinds={"dbt"},
+    owners=OWNERS,
+    description="Each whole or partial build that succeeded: what it wrote, how long it took and what took longest.",
+    metadata={"documentation": alerts.documentation("operations.md")},
+)
+
+
+@dbt_assets(
+    manifest=manifest_path(), dagster_dbt_translator=translator, name="audience_dbt_assets", retry_policy=BUILD_RETRIES
+)
+def audience_dbt_assets(context: dg.AssetExecutionContext, dbt: DbtCliResource, config: BuildConfig) -> Iterator[Any]:
+    """Builds the selected models, seeds and tests, after a build that is running. Each asset carries the rows that it wrote
+    or removed; what fails raises Failure with names alone, because a message of the database may quote rows."""
+    arguments = ["build", "--exclude-resource-type", "unit_test"]
+    if config.full_refresh:
+        _refuse_unconfirmed(config.confirm)
+        arguments += ["--full-refresh"]
     os.environ.update(database.pg_variables())
-    with build_lock():
+    variables = project_variables()
+    nodes: list[NodeResult] = []
+    with build_lock(wait_seconds=variables["build_wait_minutes"] * 60) as lock:
         parse_landed_user_agents()
         os.environ[LOCK_HELD] = "held"
         try:
-            invocation = dbt.cli(["build", "--exclude-resource-type", "unit_test"], context=context)
-            yield from invocation.stream()
+            # one folder for all: one build at a time writes it, and it does not grow with the nights
+            invocation = dbt.cli(arguments, context=context, target_path=target_folder() / "dagster")
+            for event in invocation.stream_raw_events():
+                yield from _asset_events(event, context, lock, nodes)
+        except DagsterDbtCliRuntimeError as error:
+            raise _failure(nodes) from error
         finally:
             os.environ.pop(LOCK_HELD)
+        yield dg.AssetMaterialization("build", metadata=_metadata(nodes, lock))
+
+
+def _refuse_unconfirmed(confirm: str) -> None:
+    try:
+        night.refuse_unconfirmed(confirm)
+    except UserError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def _asset_events(
+    event: DbtCliEventMessage, context: dg.AssetExecutionContext, lock: psycopg.Connection, nodes: list[NodeResult]
+) -> Iterator[Any]:
+    """Dagster's events of one line of dbt's log; its node is added to `nodes`."""
+    node = night.node_of(event.raw_event)
+    if node:
+        nodes.append(node)
+    for found in event.to_default_asset_events(
+        manifest=manifest_path(), dagster_dbt_translator=translator, context=context, project=dbt_project
+    ):
+        if isinstance(found, dg.Output) and node:
+            rows = night.rows_about(lock, night.relation_of(event.raw_event))
+            numbers = {"rows changed": node.rows, "rows, about": rows, "seconds": node.seconds}
+            known = {name: number for name, number in numbers.items() if number is not None}
+            yield found.with_metadata({**found.metadata, **known})
+        else:
+            yield found
+
+
+def _failure(nodes: list[NodeResult]) -> dg.Failure:
+    names = night.failed_names(nodes)
+    return dg.Failure(
+        f"The build failed: {', '.join(names) or 'dbt ended without a result'}. What dbt says is in the log of the run.",
+        metadata={"failed": ", ".join(names)},
+        allow_retries=night.is_worth_a_retry(nodes),
+    )
+
+
+def _metadata(nodes: list[NodeResult], lock: psycopg.Connection) -> dict[str, Any]:
+    models = [node for node in nodes if node.kind == "model"]
+    slowest = [(node.name, round(node.seconds, 2), node.rows) for node in night.slowest(nodes)]
+    newest = night.newest_receipt(lock)
+    return {
+        "models changed": sum(bool(node.rows) for node in models),
+        "rows changed": sum(node.rows or 0 for node in models),
+        "seconds in models": round(sum(node.seconds for node in models), 2),
+        "tests": sum(node.kind == "test" for node in nodes),
+        "slowest models": dg.MetadataValue.md(markdown(["model", "seconds", "rows changed"], slowest)),
+        **night.deliveries(lock),
+        **({"lag of the newest event, minutes": night.lag_minutes(newest)} if newest else {}),
+    }

@@ -6,6 +6,7 @@ from uuid import UUID
 import dagster as dg
 
 from orchestration import segments
+from orchestration.defs.policies import OWNERS
 from orchestration.defs.segments import markdown, segment_memberships
 from orchestration.exports import runner
 
@@ -20,6 +21,7 @@ class RequestedExport(dg.Config):
     deps=[segment_memberships],
     group_name="exports",
     kinds={"postgres"},
+    owners=OWNERS,
     description="A list of a segment's people, asked for by `audience segments export --later` or in SQL, made and delivered.",
 )
 def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -> None:

@@ -5,12 +5,14 @@ import os
 import dagster as dg
 
 from orchestration.defs.dbt_graph import audience_dbt_assets
+from orchestration.defs.policies import build_tags
 from orchestration.defs.segments import segment_memberships
 
 nightly_job = dg.define_asset_job(
     "nightly",
     selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
     description="The whole dbt build, in dependency order, then the segments.",
+    tags=build_tags(),
 )
 
 nightly_schedule = dg.ScheduleDefinition(

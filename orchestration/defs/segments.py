@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import dagster as dg
 
 from orchestration import segments
+from orchestration.defs.policies import OWNERS
 from orchestration.segments import Materialization
 
 COLUMNS = ["org", "segment", "members", "entered", "left", "not materialized because"]
@@ -28,6 +29,7 @@ def _row(one: Materialization) -> tuple[object, ...]:
     deps=[dg.AssetKey("audience_customers")],
     group_name="segments",
     kinds={"postgres"},
+    owners=OWNERS,
     description="Who is in each segment, with who entered and who left since the materialization before: "
     "audience_state.segment_memberships. A segment whose filter is not valid any more keeps its members.",
 )

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import urllib3
@@ -41,7 +42,7 @@ _NOT_PUBLIC = [
 
 
 @dataclass(frozen=True)
-class _Receiver:
+class Receiver:
     """name: of the URL, for messages. path: with the query, as it is asked for."""
 
     name: str
@@ -64,7 +65,7 @@ class _Receiver:
 
 def check(url: str) -> None:
     """Raises UserError for a URL to which nothing is posted, and without a secret to sign with; asks no server."""
-    _receiver(url)
+    receiver_of(url)
     _key()
 
 
@@ -73,19 +74,15 @@ def post(file: Path, url: str, delivery: Delivery) -> None:
 
     Tried again while the receiver cannot be reached or answers 429 or 5xx. Raises UserError for any other answer.
     """
-    receiver = _receiver(url)
+    receiver = receiver_of(url)
     key = _key()
-    variables = project_variables()
-    attempts = variables["export_webhook_attempts"]
-    timeout = urllib3.Timeout(
-        connect=variables["export_webhook_connect_seconds"], read=variables["export_webhook_answer_seconds"]
-    )
+    attempts, timeout = patience()
     reason = ""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(variables["export_webhook_pause_seconds"] * 2 ** (attempt - 1))
+    for attempt in attempts:
+        pause(attempt)
         try:
-            status, answer = _send(file, receiver, attempt, timeout, _headers(file, key, delivery))
+            with file.open("rb") as body:
+                status, answer = send(body, receiver, attempt, timeout, _headers(file, key, delivery))
         except urllib3.exceptions.SSLError as error:
             raise UserError(
                 f"{receiver.name} did not prove who it is ({excerpt(str(error))}): nothing was sent. "
@@ -94,7 +91,7 @@ def post(file: Path, url: str, delivery: Delivery) -> None:
         except (urllib3.exceptions.HTTPError, socket.gaierror) as error:
             reason = f"{type(error).__name__}: {excerpt(str(error))}"
             continue
-        if _is_taken(status):
+        if is_taken(status):
             return
         reason = f"it answered {status} {answer}".strip()
         if status != 429 and status < 500:
@@ -102,8 +99,25 @@ def post(file: Path, url: str, delivery: Delivery) -> None:
     raise UserError(f"{receiver.name} did not take the export ({reason}): correct it, then deliver the export again.")
 
 
-def _receiver(url: str) -> _Receiver:
-    name = safe_name(url)
+def patience() -> tuple[range, urllib3.Timeout]:
+    """The attempts at a receiver, from 0, and how long one may take."""
+    variables = project_variables()
+    seconds = urllib3.Timeout(
+        connect=variables["export_webhook_connect_seconds"], read=variables["export_webhook_answer_seconds"]
+    )
+    return range(variables["export_webhook_attempts"]), seconds
+
+
+def pause(attempt: int) -> None:
+    """Waits before an attempt: not before the first, then twice as long each time."""
+    if attempt:
+        variables = project_variables()
+        time.sleep(variables["export_webhook_pause_seconds"] * 2 ** (attempt - 1))
+
+
+def receiver_of(url: str, name: str | None = None) -> Receiver:
+    """Whom a URL is of. name: for messages, by default the URL without its query. Raises UserError for a URL that is not used."""
+    name = name or safe_name(url)
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
@@ -118,7 +132,7 @@ def _receiver(url: str) -> _Receiver:
         )
     is_encrypted = parts.scheme.lower() == "https"
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    receiver = _Receiver(name, host, port or (443 if is_encrypted else 80), path, is_encrypted)
+    receiver = Receiver(name, host, port or (443 if is_encrypted else 80), path, is_encrypted)
     if not is_encrypted and not receiver.is_allowed:
         raise UserError(f"{name} is not encrypted: use https://.")
     return receiver
@@ -158,10 +172,10 @@ def _headers(file: Path, key: bytes, delivery: Delivery) -> dict[str, str]:
     }
 
 
-def _send(
-    file: Path, receiver: _Receiver, attempt: int, timeout: urllib3.Timeout, headers: dict[str, str]
+def send(
+    body: BinaryIO, receiver: Receiver, attempt: int, timeout: urllib3.Timeout, headers: dict[str, str]
 ) -> tuple[int, str]:
-    """The status of the answer, and the beginning of its text."""
+    """The status of the answer, and the beginning of its text. Raises UserError for an address that is not public."""
     addresses = _addresses(receiver)
     address = addresses[attempt % len(addresses)]
     if receiver.is_encrypted:
@@ -170,22 +184,22 @@ def _send(
         )  # fmt: skip
     else:
         pool = urllib3.HTTPConnectionPool(address, receiver.port, timeout=timeout)
-    with pool, file.open("rb") as body:
+    with pool:
         response = pool.urlopen(
             "POST", receiver.path, body=body, headers={"host": receiver.host_header, **headers},
             retries=False, redirect=False, preload_content=False,
         )  # fmt: skip
         with response:
             # what it says to a success is of no use, and may never end
-            answer = b"" if _is_taken(response.status) else response.read(1_000)
+            answer = b"" if is_taken(response.status) else response.read(1_000)
             return response.status, excerpt(answer.decode("utf-8", "replace"))
 
 
-def _is_taken(status: int) -> bool:
+def is_taken(status: int) -> bool:
     return 200 <= status < 300
 
 
-def _addresses(receiver: _Receiver) -> list[str]:
+def _addresses(receiver: Receiver) -> list[str]:
     """The addresses of a receiver. Raises UserError unless all of them are public, or the host is allowed by its name."""
     try:
         found = socket.getaddrinfo(receiver.host, receiver.port, type=socket.SOCK_STREAM)

@@ -1,27 +1,35 @@
-"""The Dagster definitions load without a database and hold the whole dbt graph."""
+"""The Dagster definitions load without a database, hold the whole dbt graph, and say what an operator has to know."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+ROOT = Path(__file__).parents[2]
 COUNT = """
 import json
 from orchestration.definitions import defs
 from orchestration.defs.schedules import nightly_schedule
 repository = defs.get_repository_def()
-assets = repository.asset_graph.get_all_asset_keys()
-checks = repository.asset_graph.asset_check_keys
-groups = {repository.asset_graph.get(key).group_name for key in assets}
+graph = repository.asset_graph
+assets = graph.get_all_asset_keys()
 print(json.dumps({
-    "assets": sorted(key.path[-1] for key in assets), "checks": len(checks), "groups": sorted(groups),
+    "assets": sorted(key.path[-1] for key in assets), "checks": len(graph.asset_check_keys),
+    "groups": sorted({graph.get(key).group_name for key in assets}),
+    "undescribed": [str(key) for key in assets if not graph.get(key).description],
+    "unowned": [str(key) for key in assets if not graph.get(key).owners],
+    "fresh": sorted(key.path[-1] for key in assets if graph.get(key).freshness_policy),
     "night": sorted(key.path[-1] for key in repository.get_job("nightly").asset_layer.executable_asset_keys),
-    "cron": nightly_schedule.cron_schedule, "jobs": [job.name for job in repository.get_all_jobs()],
+    "tags": {name: dict(repository.get_job(name).tags) for name in ("nightly", "full_refresh", "backfill", "verify", "export")},
+    "cron": nightly_schedule.cron_schedule, "jobs": sorted(job.name for job in repository.get_all_jobs()),
+    "on": sorted(one.name for one in [*repository.schedule_defs, *repository.sensor_defs] if one.default_status.value == "RUNNING"),
 }))
 """
 
@@ -45,30 +53,67 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dict:
         env=environment,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert loaded.returncode == 0, loaded.stderr
     return json.loads(loaded.stdout.splitlines()[-1])
 
 
 def test_every_model_and_seed_is_an_asset(definitions: dict) -> None:
-    root = Path(__file__).parents[2]
     models = {
-        path.stem for path in (root / "models").rglob("*.sql") if "materialized='ephemeral'" not in path.read_text()
+        path.stem for path in (ROOT / "models").rglob("*.sql") if "materialized='ephemeral'" not in path.read_text()
     }
-    seeds = {path.stem for path in (root / "seeds").glob("*.csv")}
+    seeds = {path.stem for path in (ROOT / "seeds").glob("*.csv")}
     assert models | seeds <= set(definitions["assets"])
 
 
 def test_tests_are_checks_and_assets_are_grouped(definitions: dict) -> None:
-    singular = list((Path(__file__).parents[2] / "tests" / "dbt").glob("*.sql"))
+    singular = list((ROOT / "tests" / "dbt").glob("*.sql"))
     assert definitions["checks"] == len(singular)
-    assert {"seeds", "staging", "intermediate", "marts", "contacts"} <= set(definitions["groups"])
+    groups = {"landing", "seeds", "staging", "intermediate", "marts", "contacts", "segments", "exports", "leads"}
+    assert set(definitions["groups"]) == groups | {"operations"}
+
+
+def test_every_asset_is_described_and_owned(definitions: dict) -> None:
+    assert definitions["undescribed"] == [] and definitions["unowned"] == []
 
 
 def test_the_night_is_scheduled(definitions: dict) -> None:
     assert definitions["cron"] == "0 2 * * *"
-    assert "nightly" in definitions["jobs"]
     sources = {"events", "events_removed", "rejected_rows", "user_agents"}
-    assert set(definitions["assets"]) == {*definitions["night"], "segment_export"} | sources
+    others = {"segment_export", "hot_leads", "build"}
+    assert set(definitions["assets"]) == {*definitions["night"]} | others | sources
     assert "segment_memberships" in definitions["night"]
+
+
+def test_what_runs_by_itself_is_on_from_the_start(definitions: dict) -> None:
+    assert definitions["on"] == [
+        "doctors_findings", "failed_runs", "forget_old_runs", "hot_leads_schedule", "landed_events", "nightly", "requested_exports"
+    ]  # fmt: skip
+    assert {"nightly", "full_refresh", "backfill", "verify", "export", "hot_leads_snapshot"} <= {*definitions["jobs"]}
+
+
+def test_source_and_marts_have_to_be_fresh(definitions: dict) -> None:
+    marts = {path.stem for path in (ROOT / "models" / "marts").glob("*.sql")} - {"calendar_days", "rejected_events"}
+    assert set(definitions["fresh"]) == {"events", *marts}
+
+
+def test_whatever_builds_has_a_limit_and_is_one_at_a_time(definitions: dict) -> None:
+    limited = {"audience/build": "yes", "dagster/max_runtime": "21600", "dagster/max_retries": "2"}
+    for name, tags in definitions["tags"].items():
+        assert (limited.items() <= tags.items()) == (name in ("nightly", "full_refresh", "backfill")), name
+
+
+def test_the_instance_of_a_server_is_that_of_a_laptop_but_for_its_storage() -> None:
+    server = yaml.safe_load((ROOT / "deploy" / "dagster.yaml").read_text())
+    assert set(server.pop("storage")) == {"postgres"}
+    assert server == yaml.safe_load((ROOT / "orchestration" / "instance.yaml").read_text())
+    assert server["concurrency"]["runs"]["tag_concurrency_limits"] == [{"key": "audience/build", "limit": 1}]
+
+
+def test_every_alert_points_to_a_section_that_says_what_to_do() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "orchestration").rglob("*.py"))
+    sections = set(re.findall(r"alerts\.send\(.*\"([\w-]+)\"\)", code))
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "operations.md").read_text(), re.M)
+    assert len(sections) == 3
+    assert sections <= {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}

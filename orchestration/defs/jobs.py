@@ -1,0 +1,94 @@
+"""Jobs that somebody starts when they are needed: a full refresh, a backfill, a check of the marts against the events."""
+
+import dagster as dg
+from pydantic import Field
+
+from orchestration import night
+from orchestration.defs.dbt_graph import audience_dbt_assets
+from orchestration.defs.policies import build_tags
+from orchestration.defs.segments import markdown, segment_memberships
+from orchestration.verify import VerifyReport, verify
+
+full_refresh_job = dg.define_asset_job(
+    "full_refresh",
+    selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
+    config=dg.RunConfig(ops={"audience_dbt_assets": {"config": {"full_refresh": True, "confirm": ""}}}),
+    description="Recomputes every table and writes what differs. Set confirm to the name of the schema.",
+    tags=build_tags(),
+)
+
+
+class BackfillConfig(dg.Config):
+    """folder: of files to load, on the machine that Dagster runs on. first_day, last_day: of which some are verified."""
+
+    folder: str
+    first_day: str
+    last_day: str
+
+
+@dg.op
+def load_build_and_verify(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
+    """Raises UserError for a folder or days that are none, CheckFailed when the build failed, Failure when cells differ."""
+    loaded, built, verified = night.backfill(config.folder, config.first_day, config.last_day)
+    context.add_output_metadata(
+        {
+            "received": loaded.received,
+            "accepted": loaded.accepted,
+            "rejected": loaded.rejected,
+            "duplicate": loaded.duplicate,
+            "models changed": len(built.changed),
+            "rows changed": sum(node.rows or 0 for node in built.changed),
+            **_verified(verified),
+        }
+    )
+    _refuse_differences(verified)
+
+
+@dg.job(
+    name="backfill", tags=build_tags(), executor_def=dg.in_process_executor,
+    description="Loads the files of a folder, builds, and verifies some days of the period. Loading the same files again "
+    "changes nothing.",
+)  # fmt: skip
+def backfill_job() -> None:
+    load_build_and_verify()
+
+
+class VerifyConfig(dg.Config):
+    """orgs, days (YYYY-MM-DD): what to check; empty: some of them, chosen by chance."""
+
+    orgs: list[str] = Field(default_factory=list)
+    days: list[str] = Field(default_factory=list)
+
+
+@dg.op
+def compare_with_the_events(context: dg.OpExecutionContext, config: VerifyConfig) -> None:
+    """Raises Failure when cells differ."""
+    days = [night.sampled_days(day, day)[0] for day in config.days]
+    report = verify(orgs=config.orgs, days=days)
+    context.add_output_metadata(_verified(report))
+    _refuse_differences(report)
+
+
+@dg.job(
+    name="verify", executor_def=dg.in_process_executor, description="audience verify: the tables against the events."
+)
+def verify_job() -> None:
+    compare_with_the_events()
+
+
+def _verified(report: VerifyReport) -> dict[str, dg.MetadataValue]:
+    rows = [(table.table, table.rows, table.differing) for table in report.tables if table.rows]
+    return {
+        "rows verified": dg.MetadataValue.int(report.rows),
+        "cells or rows that differ": dg.MetadataValue.int(report.differing),
+        "by table": dg.MetadataValue.md(markdown(["table", "rows", "differing"], rows)),
+    }
+
+
+def _refuse_differences(report: VerifyReport) -> None:
+    if report.differing:
+        tables = ", ".join(table.table for table in report.tables if table.differing)
+        raise dg.Failure(
+            f"{report.differing:,} cells or rows differ from what the events say: {tables}.",
+            metadata={"failed": tables}, allow_retries=False,
+        )  # fmt: skip

@@ -19,6 +19,7 @@ from orchestration.commands.database import db_app
 from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
 from orchestration.commands.output import AsJson, print_json, show, terminal
+from orchestration.commands.rights import rights_app
 from orchestration.commands.segments import segments_app
 from orchestration.commands.suppressions import suppressions_app
 from orchestration.errors import CheckFailed, UserError
@@ -38,6 +39,7 @@ app.add_typer(members_app, name="members")
 app.add_typer(segments_app, name="segments")
 app.add_typer(exports_app, name="exports")
 app.add_typer(suppressions_app)
+app.add_typer(rights_app)
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7

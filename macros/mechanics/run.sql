@@ -120,6 +120,7 @@ end $$;
 {{ segments_ddl() }}
 {{ suppressions_ddl() }}
 {{ exports_ddl() }}
+{{ erasure_ddl() }}
 {% endmacro %}
 
 

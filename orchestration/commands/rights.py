@@ -101,7 +101,7 @@ def _print_export(report: SubjectExport) -> None:
 
 
 def _print_counts(rows_by_table: dict[str, int]) -> None:
-    for table, count in rows_by_table.items():
+    for table, count in sorted(rows_by_table.items()):
         print(f"  {count:>9,}  {table}")
 
 

@@ -21,6 +21,7 @@ from orchestration.commands.exports import exports_app
 from orchestration.commands.members import members_app
 from orchestration.commands.operations import operations_app
 from orchestration.commands.output import AsJson, print_json, show, terminal
+from orchestration.commands.rights import rights_app
 from orchestration.commands.segments import segments_app
 from orchestration.commands.suppressions import suppressions_app
 from orchestration.errors import CheckFailed, UserError
@@ -42,6 +43,7 @@ app.add_typer(exports_app, name="exports")
 app.add_typer(campaigns_app, name="campaigns")
 app.add_typer(suppressions_app)
 app.add_typer(operations_app)
+app.add_typer(rights_app)
 
 SAMPLE_EVENTS = 60_000
 SAMPLE_SEED = 7

@@ -27,6 +27,7 @@ from psycopg import sql
 
 from orchestration import database, dbt
 from orchestration.read import COLUMNS, Block, Rules, find_sources, read_blocks, storable
+from orchestration.rights.rejected import identifiers_of
 from orchestration.settings import project_variables
 
 
@@ -85,7 +86,19 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
 
 def ensure_landing_tables() -> None:
     """Makes the landing tables where they are missing, or of a release before the newest table."""
-    dbt.ensure_table(f"{project_variables()['landing_schema']}.runner_state")
+    dbt.ensure_table(f"{project_variables()['landing_schema']}.tombstones")
+
+
+_NAMES = (
+    "events",
+    "rejected_rows",
+    "user_agents",
+    "loads",
+    "runner_state",
+    "tombstones",
+    "event_id_of",
+    "erased_texts",
+)
 
 
 class _Statements:
@@ -93,10 +106,7 @@ class _Statements:
 
     def __init__(self, connection: psycopg.Connection, schema: str):
         self.connection = connection
-        self.names: dict[str, sql.Composable] = {
-            name: sql.Identifier(schema, name)
-            for name in ("events", "rejected_rows", "user_agents", "loads", "runner_state", "event_id_of")
-        }
+        self.names: dict[str, sql.Composable] = {name: sql.Identifier(schema, name) for name in _NAMES}
         self.names["columns"] = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
         for table in ("staged", "landed"):
             content = [sql.Identifier(table, name) for name in COLUMNS if name not in _NO_CONTENT]
@@ -118,6 +128,9 @@ class _Statements:
 
 # The landing table
 
+# (line number, reason, row as it came, org)
+Rejected = tuple[int | None, str, str, str | None]
+
 
 class _Landing(_Statements):
     """The landing tables inside one transaction: `open`, `write` per block, `close`."""
@@ -128,6 +141,8 @@ class _Landing(_Statements):
         self.rejected: Counter[str] = Counter()
         self.known_user_agents: set[str] = set()
         self.last_landing_id = 0
+        self.has_tombstones = False
+        self.erased = 0
 
     def open(self) -> str:
         """Waits for another load to end, so that two loads of one file cannot both land it. Returns now."""
@@ -143,18 +158,20 @@ class _Landing(_Statements):
         self.execute("set local enable_mergejoin = off")
         last = self.execute("select coalesce(max(landing_id), 0) from {events} where rejection_reason is not null")
         self.last_landing_id = last.fetchone()[0]
+        self.has_tombstones = self.execute("select exists (select from {tombstones})").fetchone()[0]
         return self.execute("""select to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.US')""").fetchone()[0]
 
     def write(self, block: Block, file_name: str) -> int:
         """Lands a block; returns the rows accepted and counts the rejected ones in `rejected`."""
         known = [position for (position,) in self.execute(_KNOWN_POSITIONS, [block.fresh_ids])]
         fresh, checked = _without(block.fresh, known, block.checked) if known else (block.fresh, block.checked)
-        rejected: list[tuple[int | None, str, str, str | None]] = [(*row, None) for row in block.rejected]
+        rejected: list[Rejected] = [(*row, None) for row in block.rejected]
         accepted = self.copy("{events} ({columns})", fresh)
         if accepted:
             taken_back = self.execute(_TAKE_BACK, [self.last_landing_id]).fetchall()
             accepted -= len(taken_back)
             rejected += [(None, reason, row, org_id) for reason, row, org_id in taken_back]
+            accepted -= self._count_erased()
         if checked:
             self.execute("truncate staged_events, landed_events")
             self.copy("staged_events (line_number, {columns})", checked)
@@ -164,14 +181,45 @@ class _Landing(_Statements):
             self.execute(_DROP_REPEATED)
             if self.execute(_FIND_LANDED).rowcount:
                 self.execute(_DROP_LANDED)
-            accepted += self.execute(_COUNT_NEW).fetchone()[0]
+            new = self.execute(_COUNT_NEW).fetchone()[0]
             self.execute("insert into {events} ({columns}) select {columns} from staged_events order by line_number")
+            accepted += self.execute(_COUNT_STAYED).fetchone()[0] if self._count_erased() else new
         if rejected:
-            self._keep_rejected(file_name, rejected)
+            self._keep_rejected(file_name, self._without_erased(rejected))
         self._keep_user_agents(block.user_agents)
         return accepted
 
-    def _keep_rejected(self, file_name: str, rejected: list[tuple[int | None, str, str, str | None]]) -> None:
+    def _count_erased(self) -> int:
+        """How many rows of the last insert the landing table did not keep, because whose or what they are was erased."""
+        if not self.has_tombstones:
+            return 0
+        told = self.execute("select coalesce(nullif(current_setting('audience.erased_rows', true), ''), '0')::bigint")
+        before, self.erased = self.erased, told.fetchone()[0]
+        return self._count_rejected(self.erased - before)
+
+    def _count_rejected(self, erased: int) -> int:
+        if erased:
+            self.rejected["erased"] += erased
+        return erased
+
+    def _without_erased(self, rejected: list[Rejected]) -> list[Rejected]:
+        """The rejected rows without those of people who were erased: these are counted, and not kept."""
+        if not self.has_tombstones:
+            return rejected
+        said = [
+            (place, row[3], value) for place, row in enumerate(rejected) for value in identifiers_of(row[1], row[2])
+        ]
+        found = self.execute(
+            "select * from {erased_texts}(%s::text[], %s::text[])",
+            [[org for _, org, _ in said], [text for *_, text in said]],
+        )
+        erased = {said[number - 1][0] for (number,) in found}
+        self._count_rejected(len(erased))
+        return [row for place, row in enumerate(rejected) if place not in erased]
+
+    def _keep_rejected(self, file_name: str, rejected: list[Rejected]) -> None:
+        if not rejected:
+            return
         numbers, reasons, texts, org_ids = map(list, zip(*rejected, strict=True))
         ids = [md5((reason + text).encode(), usedforsecurity=False).hexdigest()
                for reason, text in zip(reasons, texts, strict=True)]  # fmt: skip
@@ -285,6 +333,19 @@ select count(*)
 from (
     select org_id, event_id from staged_events except select org_id, event_id from landed_events
 ) as accepted
+"""
+
+
+# Of those, when some were not kept: what the transaction has landed of them.
+_COUNT_STAYED = """
+select count(*)
+from (
+    select org_id, event_id from staged_events except select org_id, event_id from landed_events
+) as new
+where exists (
+    select from {events} as events
+    where events.event_id = new.event_id and events.org_id = new.org_id and landed_xid = pg_current_xact_id() offset 0
+)
 """
 
 

@@ -169,6 +169,7 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 
 {{ privacy_ddl() }}
 {{ event_functions_ddl(landing) }}
+{{ tombstones_ddl() }}
 {% endmacro %}
 
 

@@ -123,6 +123,7 @@ end $$;
 {{ hot_leads_ddl() }}
 {{ exports_ddl() }}
 {{ campaigns_ddl() }}
+{{ erasure_ddl() }}
 {% endmacro %}
 
 

@@ -1,0 +1,185 @@
+"""The erasure of people, or of single events.
+
+The order: what landed, memberships and what keeps copies out are one transaction, which leaves an open request; a build makes
+the tables follow; files and the request are finished, once nothing is found any more. Killed anywhere, `finish` goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from orchestration import segments
+from orchestration.build import build, build_lock
+from orchestration.errors import CheckFailed, UserError
+from orchestration.exports import runner
+from orchestration.people import customers_as_of
+from orchestration.rights import catalogue, files, subjects
+from orchestration.rights.subjects import Delivery, Given
+from orchestration.settings import project_variables
+
+# How long writers of the landing table wait behind an erasure that waits for one of them.
+LOCK_TIMEOUT = "30s"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An erasure: before it what would be removed, afterwards its receipt, which names nobody.
+
+    request_id: of subject_requests; None for a dry run. rows_by_table: rows on the subject before. deliveries: exports that
+    had him on their lists. files: those of exports that are removed. shared: identifiers that others use too, which stay;
+    of a dry run only.
+    """
+
+    org_id: str
+    rows_by_table: dict[str, int]
+    deliveries: list[Delivery]
+    files: list[str]
+    request_id: str | None = None
+    login_name: str | None = None
+    requested_at: str | None = None
+    finished_at: str | None = None
+    shared: dict[str, list[str]] = field(default_factory=dict)
+
+
+def preview(org_id: str, given: Given) -> Erasure:
+    """What an erasure would remove; it changes nothing. Raises UserError when nothing is held."""
+    with subjects.connect() as connection, connection.transaction():
+        connection.execute("set transaction isolation level repeatable read")
+        subject, counts, sent = _look(connection, org_id, given)
+        found = [str(one.path) for one in files.files_with(connection, subject)]
+        return Erasure(org_id, counts, sent, found, shared={k: v for k, v in subject["shared"].items() if v})
+
+
+def erase(org_id: str, given: Given, progress: Progress | None = None) -> Erasure:
+    """Erases people, or events, of an org, builds without them, and returns the receipt.
+
+    The build is for the same moment as the last one, so that it computes anew what they touched and nothing else. Raises
+    UserError when nothing is held, CheckFailed when the build fails or something is still found: then `finish` goes on.
+    """
+    with subjects.connect() as connection:
+        with build_lock():  # beside another build nothing is removed, because the tables could not follow
+            pass
+        request_id = _remove(connection, org_id, given)
+    return next(done for done in finish(progress) if done.request_id == request_id)
+
+
+def finish(progress: Progress | None = None) -> list[Erasure]:
+    """Builds, and finishes every erasure of this target that is open. Returns their receipts."""
+    with subjects.connect() as connection:
+        open_ids = _open_requests(connection)
+        if not open_ids:
+            return []
+        try:
+            build(as_of=customers_as_of(connection).isoformat(), progress=progress)
+        except (CheckFailed, UserError) as error:
+            raise CheckFailed(
+                f"What landed is erased, but the tables do not follow yet: audience erase --finish does the rest. {error}"
+            ) from error
+    with segments.connect() as connection:
+        done = [_finish(connection, request_id) for request_id in open_ids]
+        _clean(connection, {table for one in done for table in one.rows_by_table})
+        return done
+
+
+def _look(
+    connection: psycopg.Connection, org_id: str, given: Given
+) -> tuple[dict[str, Any], dict[str, int], list[Delivery]]:
+    subject = subjects.find(connection, org_id, given)
+    counts = catalogue.count_rows(connection, subject)
+    if not counts:
+        raise subjects.nothing_held(org_id, given)
+    return subject, counts, subjects.deliveries(connection, subject)
+
+
+def _remove(connection: psycopg.Connection, org_id: str, given: Given) -> str:
+    """Removes what a build does not, in one transaction; returns the id of the open request."""
+    landing = sql.Identifier(project_variables()["landing_schema"], "events")
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("set local lock_timeout = {}").format(LOCK_TIMEOUT))
+            # before the look, so that nothing of theirs lands after it
+            connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(landing))
+            subject, counts, sent = _look(connection, org_id, given)
+            return connection.execute(
+                sql.SQL("select cast({}(%s, %s, %s, %s) as text)").format(subjects.state("erase_subject")),
+                [org_id, Jsonb(subject), Jsonb(counts), Jsonb([asdict(one) for one in sent])],
+            ).fetchone()[0]  # type: ignore[index]
+    except psycopg.errors.LockNotAvailable as error:
+        raise UserError(
+            f"Somebody has been writing events for more than {LOCK_TIMEOUT} without committing, so nothing was erased: "
+            "end that transaction, or try again later."
+        ) from error
+
+
+def _open_requests(connection: psycopg.Connection) -> list[str]:
+    query = (
+        "select cast(request_id as text) from {} where kind = 'erasure' and finished_at is null order by requested_at"
+    )
+    return [found for (found,) in connection.execute(sql.SQL(query).format(subjects.state("subject_requests")))]
+
+
+def _finish(connection: psycopg.Connection, request_id: str) -> Erasure:
+    """Removes the files, forgets whom the request is of and looks for him once more, in one transaction."""
+    requests = subjects.state("subject_requests")
+    query = sql.SQL("select subject from {} where request_id = %s").format(requests)
+    subject = connection.execute(query, [request_id]).fetchone()[0]  # type: ignore[index]
+    _wait_for_exports(connection, subject["org_id"])
+    names = files.remove(connection, files.files_with(connection, subject))
+    with connection.transaction():
+        connection.execute(
+            sql.SQL("select {}(%s, %s)").format(subjects.state("remove_memberships")),
+            [subject["org_id"], subject["visitor_ids"]],
+        )
+        row = connection.execute(
+            sql.SQL(
+                "update {} set subject = null, files = files || %s::text[], finished_at = clock_timestamp() where request_id = %s"
+                " returning login_name, cast(requested_at as text), cast(finished_at as text), rows_by_table, deliveries, files"
+            ).format(requests),
+            [names, request_id],
+        ).fetchone()
+        left = catalogue.count_rows(connection, subject)
+        if left and not _came_back(connection, subject, request_id):
+            found = ", ".join(f"{table} ({count:,})" for table, count in left.items())
+            raise CheckFailed(
+                f"Erasure {request_id} is not finished, because rows are still in {found}: run audience erase --finish again."
+            )
+    login, requested_at, finished_at, counts, sent, all_files = row  # type: ignore[misc]
+    return Erasure(
+        subject["org_id"], counts, [Delivery(**one) for one in sent], all_files, request_id, login, requested_at, finished_at,
+    )  # fmt: skip
+
+
+def _wait_for_exports(connection: psycopg.Connection, org_id: str) -> None:
+    """Until the exports that may have read the person have ended; those that begin now find nobody."""
+    for entry in runner.unfinished(connection):
+        if entry.org_id == org_id:
+            key = f"audience export {entry.export_id}"
+            for function in ("pg_advisory_lock", "pg_advisory_unlock"):
+                connection.execute(f"select {function}(hashtextextended(%s, 42))", [key])
+    runner.recover(connection)
+
+
+def _came_back(connection: psycopg.Connection, subject: dict[str, Any], request_id: str) -> bool:
+    """Did he do something after he was erased? Then there are rows on him again, and rightly."""
+    query = sql.SQL(
+        "select exists (select from {events} where org_id = %(org_id)s and (user_id = any(%(visitor_ids)s)"
+        " or anonymous_id = any(%(device_ids)s)) and occurred_at > (select requested_at from {requests} where request_id = %(id)s))"
+    ).format(
+        events=sql.Identifier(project_variables()["landing_schema"], "events"),
+        requests=subjects.state("subject_requests"),
+    )
+    return connection.execute(query, {**subject, "id": request_id}).fetchone()[0]  # type: ignore[index]
+
+
+def _clean(connection: psycopg.Connection, tables: set[str]) -> None:
+    """Frees what the removed rows took, and counts anew: the statistics of a column hold common values of it."""
+    there = {table.full_name: table for table in catalogue.personal_tables(connection)}
+    for name in sorted(tables & there.keys()):
+        connection.execute(sql.SQL("vacuum (analyze) {}").format(there[name].identifier))

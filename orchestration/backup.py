@@ -208,6 +208,8 @@ def _fill(
             done.append(TableRows(name, _read(connection, archive, here[name], stored[name])))
             if progress:
                 progress(number + 1, len(names), name)
+    landing = project_variables()["landing_schema"]
+    connection.execute(sql.SQL("select {}()").format(sql.Identifier(landing, "ensure_erased_stay_out")))
     return done
 
 

@@ -245,12 +245,17 @@ begin
         end;
 end $rejections$;
 
--- Who was a member, or is in a list that is kept for the next delta. There a hash stands in, by which whoever has the list can
--- tell who left; it goes with the list.
+-- Who was a member, was alerted or written to, or is in a list that is kept for the next delta. There a hash stands in, by which
+-- whoever has the list can tell who left; it goes with the list. Sends stay as keyed hashes: nobody is written to twice.
 create or replace function {{ state }}.remove_memberships(p_org text, p_visitors text[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $memberships$
 begin
     delete from {{ state }}.segment_memberships where org_id = p_org and visitor_id = any(p_visitors);
+    delete from {{ state }}.hot_lead_alerts where org_id = p_org and visitor_id = any(p_visitors);
+    delete from {{ state }}.suppressed_visitors where org_id = p_org and visitor_id = any(p_visitors);
+    update {{ state }}.campaign_sends as sends set visitor_id = 'erased:' || {{ keyed_hash('p_org', "'id'", 'sends.visitor_id') }}
+    from {{ privacy_key() }} as key
+    where sends.org_id = p_org and sends.visitor_id = any(p_visitors);
     update {{ state }}.segment_export_members
     set visitor_ids = array(
         select case when visitor_id = any(p_visitors) then 'sha256:' || encode(sha256(convert_to(visitor_id, 'UTF8')), 'hex') else visitor_id end

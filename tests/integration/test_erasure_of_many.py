@@ -203,7 +203,9 @@ def test_a_hundred_people_of_the_sample(database, tmp_path, monkeypatch):
         assert not verify(everything=True).differences
 
 
-@pytest.mark.xfail(strict=True, reason="rows of int_events_enriched differ from a build without them; why is not known yet")
+@pytest.mark.xfail(
+    strict=True, reason="rows of int_events_enriched differ from a build without them; why is not known yet"
+)
 def test_a_hundred_people_of_real_journeys(database, audience_test_data, tmp_path, monkeypatch):
     monkeypatch.setenv("AUDIENCE_HOME", str(tmp_path / "home"))
     source = audience_test_data / "ecom_composite_events.ndjson.gz"

@@ -64,6 +64,8 @@ CAMPAIGNS = {
     f"audience_state.{name}" for name in ("send_standing", "open_campaign", "claim_send", "record_send", "unsubscribe")
 }
 OF_ADMINS = {"audience_state.suppress"} | CAMPAIGNS
+# With their owner's rights, and granted to nobody.
+OF_ERASURE = {"analytics.keep_erased_out", "audience_state.erase_subject", "audience_state.find_subject"}
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}
 }
@@ -503,7 +505,7 @@ def test_every_exposed_relation_is_secured(project):
     assert {name for name, _ in definers} == {
         "audience_state.readable_orgs",
         "audience.get_high_intent_visitors",
-    } | DOOR | OF_ADMINS
+    } | DOOR | OF_ADMINS | OF_ERASURE
     assert all("search_path=pg_catalog, pg_temp" in settings for _, settings in definers)
 
 

@@ -450,7 +450,7 @@ def test_dagster_materializes_and_shows_counts_alone(connection, files):
 def test_the_tables_are_made_beside_those_of_an_older_release(database):
     with segments.connect() as connection:
         connection.execute(
-            "drop table audience_state.segment_memberships, audience_state.audience_segments, audience_state.segment_export_members"
+            "drop table audience_state.segment_memberships, audience_state.audience_segments, audience_state.segment_export_members, audience_state.suppressed_visitors"
         )
         connection.execute("comment on schema audience_state is 'release of before'")
     with segments.connect() as connection:

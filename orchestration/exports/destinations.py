@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from orchestration.disk import PrivateFile, sync_folder
 from orchestration.errors import UserError
 from orchestration.exports import webhooks
 from orchestration.exports.delivery import Delivery, excerpt, safe_name
@@ -72,34 +73,19 @@ def _copy(file: Path, target: Path, delivery: Delivery) -> str:
                 return _delivered_before(file, there, str(target))
         part.unlink(missing_ok=True)
         try:
-            _write(file, part)
+            with PrivateFile(part) as sink, file.open("rb") as source:
+                shutil.copyfileobj(source, sink)
+                sink.sync()
             part.rename(target)
         finally:
             part.unlink(missing_ok=True)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise UserError(
             f"{file.name} could not be copied into {target.parent} ({error.strerror}): "
             "make room or give the rights, then deliver it again."
         ) from error
     return str(target)
-
-
-def _write(file: Path, part: Path) -> None:
-    """Copies to a new file that its owner alone may read, and waits until the disk has it."""
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as sink, file.open("rb") as source:
-        shutil.copyfileobj(source, sink)
-        sink.flush()
-        os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delivered_before(file: Path, there: BinaryIO, target: str) -> str:

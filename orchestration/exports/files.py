@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import psycopg
 
+from orchestration.disk import PrivateFile, sync_folder
 from orchestration.errors import UserError
 from orchestration.exports import copies, door, formats, log
 from orchestration.settings import project_variables
@@ -17,7 +18,6 @@ from orchestration.settings import project_variables
 # Where lists may go that somebody asked for and the owner makes: folders and URLs, separated by commas.
 ALLOWED_DESTINATIONS = "AUDIENCE_EXPORT_DESTINATIONS"
 FORMAT_NAMES = (*copies.FORMATS, *formats.FORMATS)
-BLOCK_BYTES = 1 << 20
 KINDS = {"bigint": "integer", "integer": "integer", "boolean": "boolean", "timestamp with time zone": "timestamptz"}
 
 
@@ -86,14 +86,10 @@ def stream(connection: psycopg.Connection, entry: door.Entry) -> tuple[str, dict
 
     Raises UserError for a list in which an ad platform could find too few people.
     """
-    part = part_of(entry)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb", buffering=BLOCK_BYTES) as file:
+    with PrivateFile(part_of(entry)) as file:
         with door.reading(connection):
             counts = _write(connection, entry, file)
-        file.flush()
-        os.fsync(descriptor)
-    return sha256_of(part), counts
+        return file.sync(), counts
 
 
 def _write(connection: psycopg.Connection, entry: door.Entry, file: BinaryIO) -> dict[str, Any] | None:
@@ -126,11 +122,7 @@ def publish(entry: door.Entry) -> Path:
     part, file = part_of(entry), file_of(entry)
     if part.exists():
         part.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(file.parent)
     return file
 
 

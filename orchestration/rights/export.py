@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from orchestration.disk import PrivateFile, sync_folder
 from orchestration.errors import UserError
 from orchestration.rights import catalogue, subjects
 from orchestration.rights.subjects import Given
@@ -47,9 +47,11 @@ def export_subject(org_id: str, given: Given, file: Path) -> SubjectExport:
             with connection.transaction():
                 connection.execute("set transaction isolation level repeatable read")
                 content, report = _read(connection, org_id, given, file)
-                _write(part, content)
+                with PrivateFile(part) as out:
+                    out.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+                    out.sync()
             part.rename(file)
-            _keep_name(file.parent)
+            sync_folder(file.parent)
         except OSError as error:
             raise UserError(f"{file} cannot be written ({error.strerror}): give --out another place.") from error
         finally:
@@ -84,20 +86,3 @@ def _read(
         "deliveries": [asdict(one) for one in sent],
     }
     return content, SubjectExport(request_id, file, org_id, counts, sent, subject["shared"])
-
-
-def _write(part: Path, content: dict[str, Any]) -> None:
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _keep_name(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

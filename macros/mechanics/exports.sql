@@ -17,6 +17,10 @@
 {%- endmacro %}
 
 
+{# What the process of an export holds while it lives. The runner asks for it by the same name (orchestration/exports/runner.py). #}
+{% macro export_lock_key(export_id) %}hashtextextended('audience export ' || {{ export_id }}, 42){% endmacro %}
+
+
 {% macro export_log_ddl() %}
 {%- set log = state_schema() ~ '.segment_export_log' -%}
 create table if not exists {{ log }} (
@@ -196,7 +200,7 @@ begin
         perform {{ state }}.refresh_suppressed_visitors();
     end if;
     if entry.outcome = 'requested' and not entry.is_queued then
-        perform pg_advisory_lock(hashtextextended('audience export ' || entry.export_id, 42));
+        perform pg_advisory_lock({{ export_lock_key('entry.export_id') }});
     end if;
     return entry;
 end $request$;
@@ -348,7 +352,7 @@ begin
         entry.format_counts := p_format_counts;
     elsif p_outcome = 'started' then
         perform {{ state }}.refresh_suppressed_visitors();
-        perform pg_advisory_lock(hashtextextended('audience export ' || p_export_id, 42));
+        perform pg_advisory_lock({{ export_lock_key('p_export_id') }});
     elsif p_outcome = 'failed' then
         delete from {{ state }}.segment_export_members where export_id = p_export_id;
     elsif p_outcome = 'acknowledged' then

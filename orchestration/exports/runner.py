@@ -116,6 +116,8 @@ def write_file(connection: psycopg.Connection, entry: door.Entry, to: str | None
                 f"The export ended early ({_sentence(error)}): put that right, then run it again."
             ) from error
         raise
+    if ended := _withdrawn(connection, entry):
+        raise UserError(f"Export {entry.export_id} is not delivered: {ended.reason}. Run it again without them.")
     return _deliver(connection, entry, to)
 
 
@@ -207,15 +209,28 @@ def _log() -> sql.Identifier:
 
 
 def _recover(connection: psycopg.Connection, export_id: UUID) -> door.Entry | None:
-    key = f"audience export {export_id}"
-    lock = "select pg_try_advisory_lock(hashtextextended(%s, 42))"
-    if not connection.execute(lock, [key]).fetchone()[0]:  # its process lives
+    if not _lock(connection, "try_advisory_lock", export_id):  # its process lives
         return None
     try:
         # read under the lock: it may have ended meanwhile
         return next((_finish(connection, entry) for entry in unfinished(connection, export_id)), None)
     finally:
-        connection.execute("select pg_advisory_unlock(hashtextextended(%s, 42))", [key])
+        _lock(connection, "advisory_unlock", export_id)
+
+
+def wait_for(connection: psycopg.Connection, org_id: str) -> None:
+    """Until no process makes an export of an org any more; what dead ones left is finished."""
+    for entry in unfinished(connection):
+        if entry.org_id == org_id:
+            _lock(connection, "advisory_lock", entry.export_id)
+            _lock(connection, "advisory_unlock", entry.export_id)
+    recover(connection)
+
+
+def _lock(connection: psycopg.Connection, function: str, export_id: UUID) -> bool:
+    """Calls a function on the lock that the process of an export holds (export_lock_key in macros/mechanics/exports.sql)."""
+    query = sql.SQL("select {}(hashtextextended(%s, 42))").format(sql.Identifier(f"pg_{function}"))
+    return connection.execute(query, [f"audience export {export_id}"]).fetchone()[0]
 
 
 def _finish(connection: psycopg.Connection, entry: door.Entry) -> door.Entry | None:
@@ -251,9 +266,8 @@ def may(connection: psycopg.Connection, table: str, privilege: str) -> bool:
 
 
 def _deliver(connection: psycopg.Connection, entry: door.Entry, to: str | None = None) -> Export:
-    """Gives a complete file its name, brings it where it should go, and logs that; what was brought elsewhere is not kept."""
-    if ended := _withdrawn(connection, entry):
-        raise UserError(f"Export {entry.export_id} is not delivered: {ended.reason}. Run it again without them.")
+    """Gives a complete file of which nobody withdrew its name, brings it where it should go, and logs that; what was brought
+    elsewhere is not kept."""
     file = files.publish(entry)
     if not files.is_remote(entry.destination):
         return Export(door.record(connection, entry.export_id, "delivered"), file)

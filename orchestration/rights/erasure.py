@@ -130,7 +130,8 @@ def _finish(connection: psycopg.Connection, request_id: str) -> Erasure:
     requests = subjects.state("subject_requests")
     query = sql.SQL("select subject from {} where request_id = %s").format(requests)
     subject = connection.execute(query, [request_id]).fetchone()[0]  # type: ignore[index]
-    _wait_for_exports(connection, subject["org_id"])
+    # those that may have read the person; those that begin now find nobody
+    runner.wait_for(connection, subject["org_id"])
     names = files.remove(connection, files.files_with(connection, subject))
     with connection.transaction():
         connection.execute(
@@ -154,16 +155,6 @@ def _finish(connection: psycopg.Connection, request_id: str) -> Erasure:
     return Erasure(
         subject["org_id"], counts, [Delivery(**one) for one in sent], all_files, request_id, login, requested_at, finished_at,
     )  # fmt: skip
-
-
-def _wait_for_exports(connection: psycopg.Connection, org_id: str) -> None:
-    """Until the exports that may have read the person have ended; those that begin now find nobody."""
-    for entry in runner.unfinished(connection):
-        if entry.org_id == org_id:
-            key = f"audience export {entry.export_id}"
-            for function in ("pg_advisory_lock", "pg_advisory_unlock"):
-                connection.execute(f"select {function}(hashtextextended(%s, 42))", [key])
-    runner.recover(connection)
 
 
 def _came_back(connection: psycopg.Connection, subject: dict[str, Any], request_id: str) -> bool:

@@ -121,7 +121,7 @@ def test_a_copy_that_is_killed_shows_nothing_and_is_completed_by_the_next(folder
     os.mkfifo(file)  # which the copy reads until it is killed
     process = subprocess.Popen([sys.executable, "-c", COPY, str(file), str(folder)], cwd=PROJECT)
     with file.open("wb") as source:
-        source.write(CONTENT[:80_000])  # more than a read takes
+        source.write(CONTENT[:80_000] * 20)  # more than a block of the copy
         source.flush()
         part, until = folder / ".champions.csv.d-1.part", time.monotonic() + 30
         while not part.exists() or not part.stat().st_size:

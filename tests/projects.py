@@ -117,6 +117,25 @@ def questions_of_sample(connection: psycopg.Connection, folder: Path, events: in
     return Questions(connection)
 
 
+def build_sample(folder: Path, events: int, seed: int = 7) -> None:
+    """The sample alone, loaded and built."""
+    load_files([file.path for file in write_sample(folder / "sample", events=events, seed=seed, end=END)])
+    build(as_of=AS_OF)
+
+
+@contextmanager
+def people_as_before(connection: psycopg.Connection) -> Iterator[None]:
+    """Customers and contacts may be changed meanwhile: they are as they were afterwards."""
+    tables = ("audience.audience_customers", "audience_contacts.customer_contacts")
+    for number, table in enumerate(tables):
+        connection.execute(f"create temporary table before_{number} as select * from {table}")
+    yield
+    for number, table in enumerate(tables):
+        connection.execute(
+            f"truncate {table}; insert into {table} select * from before_{number}; drop table before_{number}"
+        )
+
+
 def landed_sample(connection: psycopg.Connection, folder: Path, events: int, seed: int) -> list[str]:
     """The sample's rows as they landed, as JSON; the landing tables are empty again."""
     load_files([file.path for file in write_sample(folder / "sample", events=events, seed=seed, end=END)])

@@ -24,15 +24,12 @@ import pytest
 from psycopg import errors, sql
 
 from orchestration import members, segments
-from orchestration.build import build
 from orchestration.campaigns import bounces, log, runner, sending, unsubscribes
 from orchestration.errors import UserError
 from orchestration.exports import runner as exports
-from orchestration.load import load_files
-from orchestration.sample import write_sample
 from tests.filters import group, rule
 from tests.mail import Mailbox, mail_server
-from tests.projects import AS_OF, END, audience
+from tests.projects import audience, build_sample, people_as_before
 
 ORG, NAME, SEGMENT = "north_hall", "Spring", "Every body"
 OTHER_ORG = "harbor_live"
@@ -43,9 +40,7 @@ LOG = "audience_state.segment_export_log"
 
 @pytest.fixture(scope="module")
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    files = write_sample(tmp_path_factory.mktemp("campaigns"), events=4_000, seed=7, end=END)
-    load_files([file.path for file in files])
-    build(as_of=AS_OF)
+    build_sample(tmp_path_factory.mktemp("campaigns"), 4_000)
     yield
 
 
@@ -55,13 +50,11 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AUDIENCE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AUDIENCE_MAIL_FROM", "North Hall <news@north-hall.example>")
     monkeypatch.setenv("AUDIENCE_UNSUBSCRIBE_URL", "https://north-hall.example/unsubscribe")
-    with log.connect() as connection:
+    with log.connect() as connection, people_as_before(connection):
         connection.execute(
             "delete from audience_state.audience_segments; delete from audience_state.campaigns; delete from audience_state.suppressions;"
             " delete from audience_state.suppressed_visitors; delete from audience_state.model_state where model = 'the suppressed visitors';"
             f" alter table {LOG} disable trigger unchanged; truncate {LOG}; alter table {LOG} enable always trigger unchanged;"
-            " create temporary table before as select * from audience.audience_customers;"
-            " create temporary table contacts as select * from audience_contacts.customer_contacts;"
             " delete from audience_contacts.customer_contacts; update audience.audience_customers set is_consented = false"
         )
         visitors = connection.execute(
@@ -73,11 +66,6 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             give_contact(connection, name, f"{name}@example.com", name.capitalize())
         segments.create_segment(connection, SEGMENT, ORG, group(rule("events_count", ">=", 0)))
         yield connection
-        for table, kept in (
-            ("audience.audience_customers", "before"),
-            ("audience_contacts.customer_contacts", "contacts"),
-        ):
-            connection.execute(f"truncate {table}; insert into {table} select * from {kept}")
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,8 @@ from orchestration.build import build
 from orchestration.defs.exports import requested_exports, segment_export
 from orchestration.errors import CheckFailed, UserError
 from orchestration.exports import destinations, door, files, formats, log, runner
-from orchestration.load import load_files
-from orchestration.sample import write_sample
 from tests.filters import group, rule
-from tests.projects import AS_OF, END, audience
+from tests.projects import AS_OF, audience, build_sample, people_as_before
 
 ORG = "north_hall"
 EVERYBODY = group(rule("events_count", ">=", 0))
@@ -41,9 +39,7 @@ LOG = "audience_state.segment_export_log"
 
 @pytest.fixture(scope="module")
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    files = write_sample(tmp_path_factory.mktemp("exports"), events=4_000, seed=7, end=END)
-    load_files([file.path for file in files])
-    build(as_of=AS_OF)
+    build_sample(tmp_path_factory.mktemp("exports"), 4_000)
     yield
 
 
@@ -56,15 +52,9 @@ def connection(built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "delete from audience_state.audience_segments; delete from audience_state.segment_export_members;"
             f" alter table {LOG} disable trigger unchanged; truncate {LOG}; alter table {LOG} enable always trigger unchanged"
         )
-        connection.execute("create temporary table before as select * from audience.audience_customers")
-        connection.execute("create temporary table contacts as select * from audience_contacts.customer_contacts")
-        segments.create_segment(connection, "Every body", ORG, EVERYBODY)
-        yield connection
-        for table, kept in (
-            ("audience.audience_customers", "before"),
-            ("audience_contacts.customer_contacts", "contacts"),
-        ):
-            connection.execute(f"truncate {table}; insert into {table} select * from {kept}")
+        with people_as_before(connection):
+            segments.create_segment(connection, "Every body", ORG, EVERYBODY)
+            yield connection
 
 
 def export(connection: psycopg.Connection, **options: Any) -> runner.Export:

@@ -19,11 +19,9 @@ from orchestration.build import build
 from orchestration.defs.segments import segment_memberships
 from orchestration.errors import CheckFailed, UserError
 from orchestration.filters import parse_filter
-from orchestration.load import load_files
 from orchestration.people import read_catalog
-from orchestration.sample import write_sample
 from tests.filters import HOSTILE, group, rule
-from tests.projects import AS_OF, END, audience, own_project
+from tests.projects import AS_OF, audience, build_sample, own_project, people_as_before
 
 ORG = "north_hall"
 BUYERS = group(rule("orders_count", ">=", 1))
@@ -36,8 +34,7 @@ SHIPPED = {"Cart Abandoners", "Champions", "High-Intent Mobile", "Mobile 3G Non-
 def built(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A built sample, and a copy of the project for the module's own segments."""
     with own_project(tmp_path_factory.mktemp("segments") / "project") as folder:
-        load_files([file.path for file in write_sample(folder.parent / "sample", events=4_000, seed=7, end=END)])
-        build(as_of=AS_OF)
+        build_sample(folder.parent, 4_000)
         yield folder
 
 
@@ -46,11 +43,8 @@ def connection(built: Path) -> Iterator[psycopg.Connection]:
     """A connection; there are no segments before, and the customers are as built afterwards."""
     with segments.connect() as connection:
         connection.execute("delete from audience_state.audience_segments")
-        connection.execute("create temporary table before as select * from audience.audience_customers")
-        yield connection
-        connection.execute(
-            "truncate audience.audience_customers; insert into audience.audience_customers select * from before"
-        )
+        with people_as_before(connection):
+            yield connection
 
 
 def state(connection: psycopg.Connection) -> list[tuple[Any, ...]]:

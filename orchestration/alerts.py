@@ -34,7 +34,7 @@ class AlertUnsure(UserError):
 
 def documentation(page: str) -> str:
     """Where a page of the documentation is, for texts that are read elsewhere."""
-    return f"{os.environ.get(DOCUMENTATION, 'docs').rstrip('/')}/{page}"
+    return f"{(os.environ.get(DOCUMENTATION) or 'docs').rstrip('/')}/{page}"
 
 
 def log_file() -> Path:

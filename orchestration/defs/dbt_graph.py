@@ -9,15 +9,17 @@ import psycopg
 from dagster_dbt import DagsterDbtTranslator, DagsterDbtTranslatorSettings, DbtCliResource, DbtProject, dbt_assets
 from dagster_dbt.core.dbt_cli_event import DbtCliEventMessage
 from dagster_dbt.errors import DagsterDbtCliRuntimeError
+from pydantic import Field
 
 from orchestration import alerts, database, night
 from orchestration.build import LOCK_HELD, NodeResult, build_lock, parse_landed_user_agents
 from orchestration.dbt import executable
-from orchestration.defs.policies import BUILD_RETRIES, OWNERS, mart_freshness
+from orchestration.defs.policies import BUILD_RETRIES, OWNERS, documentation, mart_freshness
 from orchestration.defs.segments import markdown
 from orchestration.errors import UserError
 from orchestration.settings import manifest_path, project_dir, project_variables, target_folder
 
+A_RUN_FAILED = "operations.md#a-run-failed"
 # What is written about each group.
 PAGES = {"marts": "metrics.md", "contacts": "security.md", "seeds": "operations.md", "staging": "event_contract.md"}
 
@@ -28,10 +30,10 @@ dbt_resource = DbtCliResource(project_dir=dbt_project, dbt_executable=executable
 
 
 class BuildConfig(dg.Config):
-    """full_refresh: recompute every table; confirm: the schema's name, without which it is refused."""
+    """What a build does beside following what changed."""
 
-    full_refresh: bool = False
-    confirm: str = ""
+    full_refresh: bool = Field(default=False, description="Recompute every table; wants confirm.")
+    confirm: str = Field(default="", description="The name of the schema, without which a full refresh is refused.")
 
 
 def group_of(properties: Mapping[str, Any]) -> str:
@@ -41,7 +43,20 @@ def group_of(properties: Mapping[str, Any]) -> str:
 
 
 class AudienceTranslator(DagsterDbtTranslator):
-    """Asset specs from the manifest: groups by folder, PostgreSQL as the kind, freshness of what is read."""
+    """Asset specs from the manifest: groups by folder, PostgreSQL as the kind, freshness of what is read. Descriptions are those
+    of the YAML alone: the SQL is long, and says an operator nothing."""
+
+    def get_description(self, dbt_resource_props: Mapping[str, Any]) -> str:
+        return dbt_resource_props["description"]
+
+    def get_asset_check_spec(
+        self, asset_spec: dg.AssetSpec, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None
+    ) -> dg.AssetCheckSpec | None:
+        spec = super().get_asset_check_spec(asset_spec, manifest, unique_id, project)
+        if spec is None:
+            return None
+        description = self.get_resource_props(manifest, unique_id)["description"]
+        return spec._replace(description=description, metadata={**spec.metadata, **documentation(A_RUN_FAILED)})
 
     def get_asset_spec(self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None) -> dg.AssetSpec:
         spec = super().get_asset_spec(manifest, unique_id, project)
@@ -54,7 +69,7 @@ class AudienceTranslator(DagsterDbtTranslator):
             group_name=group,
             kinds={"dbt", "postgres"},
             owners=OWNERS,
-            metadata={**spec.metadata, "documentation": alerts.documentation(PAGES.get(group, "operations.md"))},
+            metadata={**spec.metadata, **documentation(PAGES.get(group, "operations.md"))},
             freshness_policy=mart_freshness() if group == "marts" and is_table else None,
         )
 
@@ -67,7 +82,7 @@ build = dg.AssetSpec(
     kinds={"dbt"},
     owners=OWNERS,
     description="Each whole or partial build that succeeded: what it wrote, how long it took and what took longest.",
-    metadata={"documentation": alerts.documentation("operations.md")},
+    metadata=documentation("operations.md#every-night"),
 )
 
 
@@ -128,8 +143,9 @@ def _asset_events(
 def _failure(nodes: list[NodeResult]) -> dg.Failure:
     names = night.failed_names(nodes)
     return dg.Failure(
-        f"The build failed: {', '.join(names) or 'dbt ended without a result'}. What dbt says is in the log of the run.",
-        metadata={"failed": ", ".join(names)},
+        f"The build failed: {', '.join(names) or 'dbt ended without a result'}. What dbt says is in stdout of the run; "
+        f"what to do: {alerts.documentation(A_RUN_FAILED)}",
+        metadata={"failed": ", ".join(names), **documentation(A_RUN_FAILED)},
         allow_retries=night.is_worth_a_retry(nodes),
     )
 

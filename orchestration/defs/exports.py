@@ -6,7 +6,7 @@ from uuid import UUID
 import dagster as dg
 
 from orchestration import segments
-from orchestration.defs.policies import OWNERS
+from orchestration.defs.policies import OWNERS, documentation
 from orchestration.defs.segments import markdown, segment_memberships
 from orchestration.exports import runner
 
@@ -23,6 +23,7 @@ class RequestedExport(dg.Config):
     kinds={"postgres"},
     owners=OWNERS,
     description="A list of a segment's people, asked for by `audience segments export --later` or in SQL, made and delivered.",
+    metadata=documentation("exports.md#later"),
 )
 def segment_export(context: dg.AssetExecutionContext, config: RequestedExport) -> None:
     """Makes one export. Raises UserError when it was made already, and for what the log then says."""

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from orchestration.defs.policies import OWNERS
+from orchestration.defs.policies import OWNERS, documentation
 from orchestration.defs.segments import markdown
 from orchestration.hot_leads import alert_hot_leads
 
@@ -19,6 +19,7 @@ UNFINISHED = [
     owners=OWNERS,
     description="Who may be about to buy now, live: get_high_intent_visitors of every org. Who is new is alerted, once within "
     "hot_lead_repeat_hours: audience_state.hot_lead_alerts.",
+    metadata=documentation("operations.md#hot-leads"),
 )
 def hot_leads(context: dg.AssetExecutionContext) -> None:
     """Alerts the leads that are new. Raises UserError when the alert did not arrive, or may not have."""

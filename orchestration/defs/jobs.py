@@ -12,7 +12,9 @@ from orchestration.verify import VerifyReport, verify
 full_refresh_job = dg.define_asset_job(
     "full_refresh",
     selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
-    config=dg.RunConfig(ops={"audience_dbt_assets": {"config": {"full_refresh": True, "confirm": ""}}}),
+    config=dg.RunConfig(
+        ops={"audience_dbt_assets": {"config": {"full_refresh": True, "confirm": "write the name of the schema here"}}}
+    ),
     description="Recomputes every table and writes what differs. Set confirm to the name of the schema.",
     tags=build_tags(),
 )

@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from orchestration import alerts, database, night
-from orchestration.defs.policies import OWNERS, source_freshness
+from orchestration import database, night
+from orchestration.defs.policies import OWNERS, documentation, source_freshness
 
 DESCRIPTIONS = {
     "events": "Deliveries of events, as collectors and the loader wrote them. An event of this asset says that newer ones landed.",
@@ -19,7 +19,7 @@ landing_tables = [
         kinds={"postgres"},
         owners=OWNERS,
         description=description,
-        metadata={"documentation": alerts.documentation("event_contract.md")},
+        metadata=documentation("event_contract.md"),
         freshness_policy=source_freshness() if name == "events" else None,
     )
     for name, description in DESCRIPTIONS.items()

@@ -1,4 +1,5 @@
-"""How runs are limited and retried, how fresh assets have to be, and whose they are. The numbers are variables of the project."""
+"""How runs are limited and retried, how fresh assets have to be, whose they are and where to read about them. The numbers are
+variables of the project."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from datetime import timedelta
 
 import dagster as dg
 
-from orchestration.settings import project_variables
+from orchestration import alerts
+from orchestration.settings import project_dir, project_variables
 
 OWNERS = ["team:audience"]
 # deploy/dagster.yaml lets one run with this tag work at a time. What holds in any case is the database's lock.
@@ -26,6 +28,14 @@ def build_tags() -> dict[str, str]:
         "dagster/retry_on_asset_or_op_failure": "false",
         "dagster/max_runtime": str(variables["build_max_hours"] * 3600),
     }
+
+
+def documentation(page: str) -> dict[str, dg.MetadataValue]:
+    """Metadata that lead to a page of the documentation: a link where it is published, else the file's path."""
+    place = alerts.documentation(page)
+    if "://" in place:
+        return {"documentation": dg.MetadataValue.url(place)}
+    return {"documentation": dg.MetadataValue.path(str(project_dir() / place))}
 
 
 def mart_freshness() -> dg.FreshnessPolicy:

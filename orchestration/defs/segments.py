@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import dagster as dg
 
 from orchestration import segments
-from orchestration.defs.policies import OWNERS
+from orchestration.defs.policies import OWNERS, documentation
 from orchestration.segments import Materialization
 
 COLUMNS = ["org", "segment", "members", "entered", "left", "not materialized because"]
@@ -32,6 +32,7 @@ def _row(one: Materialization) -> tuple[object, ...]:
     owners=OWNERS,
     description="Who is in each segment, with who entered and who left since the materialization before: "
     "audience_state.segment_memberships. A segment whose filter is not valid any more keeps its members.",
+    metadata=documentation("segments.md"),
 )
 def segment_memberships(context: dg.AssetExecutionContext) -> None:
     """Materializes every segment. Raises CheckFailed when one could not be; the others are materialized."""

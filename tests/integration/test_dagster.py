@@ -24,7 +24,11 @@ print(json.dumps({
     "assets": sorted(key.path[-1] for key in assets), "checks": len(graph.asset_check_keys),
     "groups": sorted({graph.get(key).group_name for key in assets}),
     "undescribed": [str(key) for key in assets if not graph.get(key).description],
+    "raw": [str(key) for key in assets if "{{" in graph.get(key).description],
     "unowned": [str(key) for key in assets if not graph.get(key).owners],
+    "pages": {str(key): graph.get(key).metadata["documentation"].value for key in assets},
+    "check_texts": {key.name: graph.get_check_spec(key).description for key in graph.asset_check_keys},
+    "check_pages": [graph.get_check_spec(key).metadata["documentation"].value for key in graph.asset_check_keys],
     "fresh": sorted(key.path[-1] for key in assets if graph.get(key).freshness_policy),
     "night": sorted(key.path[-1] for key in repository.get_job("nightly").asset_layer.executable_asset_keys),
     "tags": {name: dict(repository.get_job(name).tags) for name in ("nightly", "full_refresh", "backfill", "verify", "export")},
@@ -76,6 +80,25 @@ def test_tests_are_checks_and_assets_are_grouped(definitions: dict) -> None:
 
 def test_every_asset_is_described_and_owned(definitions: dict) -> None:
     assert definitions["undescribed"] == [] and definitions["unowned"] == []
+    assert definitions["raw"] == [], "an operator is not shown the SQL of models"
+
+
+def test_assets_and_checks_lead_to_a_section_of_the_documentation_that_there_is(definitions: dict) -> None:
+    found = [*definitions["pages"].values(), *definitions["check_pages"]]
+    for place in set(found):
+        page, _, section = place.partition("#")
+        headings = re.findall(r"^#+ (.+)$", Path(page).read_text(), re.M)
+        assert not section or section in map(anchor, headings), place
+    assert len(definitions["pages"]) == len(definitions["assets"]) and definitions["check_pages"]
+
+
+def test_a_check_says_what_is_wrong_and_what_to_do(definitions: dict) -> None:
+    for name, text in definitions["check_texts"].items():
+        assert text and re.search(r"audience verify|nightly|[Cc]orrect", text), name
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
 
 
 def test_the_night_is_scheduled(definitions: dict) -> None:
@@ -116,4 +139,4 @@ def test_every_alert_points_to_a_section_that_says_what_to_do() -> None:
     sections = set(re.findall(r"alerts\.send\(.*\"([\w-]+)\"\)", code))
     headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "operations.md").read_text(), re.M)
     assert len(sections) == 3
-    assert sections <= {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert sections <= {*map(anchor, headings)}

@@ -10,10 +10,10 @@ from orchestration.defs.hot_leads import hot_leads, hot_leads_job, hot_leads_sch
 from orchestration.defs.jobs import backfill_job, full_refresh_job, verify_job
 from orchestration.defs.landing import landed_events, landing_tables
 from orchestration.defs.schedules import nightly_job, nightly_schedule
-from orchestration.defs.segments import segment_memberships
+from orchestration.defs.segments import segments_and_standing_exports
 
 defs = dg.Definitions(
-    assets=[*landing_tables, audience_dbt_assets, build, segment_memberships, segment_export, hot_leads],
+    assets=[*landing_tables, audience_dbt_assets, build, segments_and_standing_exports, segment_export, hot_leads],
     jobs=[nightly_job, export_job, hot_leads_job, full_refresh_job, backfill_job, verify_job, forget_job],
     schedules=[nightly_schedule, hot_leads_schedule, forget_schedule],
     sensors=[requested_exports, landed_events, failed_runs, doctors_findings],

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestration.load import LoadReport
     from orchestration.members import Member
     from orchestration.segments import Change, Materialization, Preview, Segment
+    from orchestration.standing_exports import Made
     from orchestration.summary import Summary
     from orchestration.verify import Difference, VerifyReport
 
@@ -191,6 +192,18 @@ def print_exports(entries: list[Entry]) -> None:
         for entry in entries
     ]  # fmt: skip
     _table("Exports", ("export", "at", "org", "segment", "format", "outcome", "rows"), rows, left=6)
+
+
+def print_standing_exports(found: list[Made]) -> None:
+    """Standing exports, each with what became of it in the night."""
+    rows = [
+        (
+            one.org_id, one.export_name, one.segment_name, one.entry.outcome if one.entry else "",
+            _count(one.entry.rows_count if one.entry else None), str(one.export_id or ""),
+        )
+        for one in found
+    ]  # fmt: skip
+    _table("Standing exports", ("org", "export", "segment", "this night", "rows", "export id"), rows, left=4)
 
 
 def print_export_history(entries: list[Entry]) -> None:

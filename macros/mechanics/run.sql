@@ -122,6 +122,7 @@ end $$;
 {{ suppressions_ddl() }}
 {{ hot_leads_ddl() }}
 {{ exports_ddl() }}
+{{ standing_exports_ddl() }}
 {{ campaigns_ddl() }}
 {{ erasure_ddl() }}
 {% endmacro %}

@@ -96,6 +96,21 @@ def exports_acknowledge(export_id: ExportId) -> None:
     print(f"Export {entry.export_id} of {entry.segment_name} of {entry.org_id} is acknowledged.")
 
 
+@exports_app.command("standing", epilog="Example: audience exports standing --make")
+def exports_standing(
+    make: Annotated[bool, typer.Option("--make", help="Make those that this night does not have yet.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the exports that every night makes, with what became of each this night."""
+    from orchestration import standing_exports
+
+    with standing_exports.connect() as connection:
+        night = standing_exports.night_of()
+        found = (standing_exports.make if make else standing_exports.look)(connection, night)
+    show(found, as_json, terminal().print_standing_exports)
+    standing_exports.check(found)
+
+
 @exports_app.command("recover", epilog="Example: audience exports recover")
 def exports_recover() -> None:
     """Finish exports whose process was killed; each export does this first."""

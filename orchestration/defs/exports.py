@@ -7,7 +7,7 @@ import dagster as dg
 
 from orchestration import segments
 from orchestration.defs.policies import OWNERS, documentation
-from orchestration.defs.segments import markdown, segment_memberships
+from orchestration.defs.segments import SEGMENTS, markdown
 from orchestration.exports import runner
 
 
@@ -18,7 +18,7 @@ class RequestedExport(dg.Config):
 
 
 @dg.asset(
-    deps=[segment_memberships],
+    deps=[SEGMENTS],
     group_name="exports",
     kinds={"postgres"},
     owners=OWNERS,

@@ -6,12 +6,12 @@ from pydantic import Field
 from orchestration import night
 from orchestration.defs.dbt_graph import audience_dbt_assets
 from orchestration.defs.policies import build_tags
-from orchestration.defs.segments import markdown, segment_memberships
+from orchestration.defs.segments import SEGMENTS, markdown
 from orchestration.verify import VerifyReport, verify
 
 full_refresh_job = dg.define_asset_job(
     "full_refresh",
-    selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
+    selection=dg.AssetSelection.assets(audience_dbt_assets) | dg.AssetSelection.assets(SEGMENTS),
     config=dg.RunConfig(
         ops={"audience_dbt_assets": {"config": {"full_refresh": True, "confirm": "write the name of the schema here"}}}
     ),

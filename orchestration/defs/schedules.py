@@ -6,12 +6,12 @@ import dagster as dg
 
 from orchestration.defs.dbt_graph import audience_dbt_assets
 from orchestration.defs.policies import build_tags
-from orchestration.defs.segments import segment_memberships
+from orchestration.defs.segments import segments_and_standing_exports
 
 nightly_job = dg.define_asset_job(
     "nightly",
-    selection=dg.AssetSelection.assets(audience_dbt_assets, segment_memberships),
-    description="The whole dbt build, in dependency order, then the segments.",
+    selection=dg.AssetSelection.assets(audience_dbt_assets, segments_and_standing_exports),
+    description="The whole dbt build, in dependency order, then the segments and the standing exports.",
     tags=build_tags(),
 )
 

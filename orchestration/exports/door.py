@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -79,6 +79,18 @@ def ask(
     return _call(
         connection, "request_segment_export", org_id, segment_name, purpose, include_pii, wanted, format_name, destination,
         is_delta, is_queued, refusal,
+    )  # fmt: skip
+
+
+def ask_standing(
+    connection: psycopg.Connection, export_name: str, night: date, org_id: str, segment_name: str, purpose: str, *,
+    include_pii: bool, is_delta: bool, format_name: str, destination: str, refusal: str | None = None,
+) -> Entry:  # fmt: skip
+    """As `ask`, for a standing export of a night. Raises UserError when the night has one, unless that was refused or failed."""
+    wanted = columns(format_name, include_pii=include_pii, is_delta=is_delta)
+    return _call(
+        connection, "request_standing_export", export_name, night, org_id, segment_name, purpose, include_pii, wanted,
+        format_name, destination, is_delta, refusal,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ wherever that ended.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from uuid import UUID
 
@@ -83,6 +84,43 @@ def _checked(format_name: str, to: str | None, is_delta: bool, is_queued: bool) 
     if is_queued and safe_name(to) != to:
         raise UserError(f"{safe_name(to)} has a part that is not kept: an export to it cannot wait, leave --later out.")
     return safe_name(to)
+
+
+def export_standing(
+    connection: psycopg.Connection, export_name: str, night: date, org_id: str, segment_name: str, purpose: str, *,
+    include_pii: bool = False, is_delta: bool = False, format_name: str = "csv", to: str | None = None,
+) -> Export:  # fmt: skip
+    """Makes a standing export of a night, once: what is left of it is done, and what was refused or failed is asked for anew.
+
+    Materializes the segment first. Raises UserError for a refusal, which is logged, and for what goes on elsewhere or fails.
+    """
+    entry = of_night(connection, export_name, night, org_id)
+    if entry and entry.outcome in ("delivered", "acknowledged"):
+        return Export(entry)
+    if entry and entry.outcome == "undelivered" and not _withdrawn(connection, entry):
+        return _deliver(connection, entry)
+    asked = {"include_pii": include_pii, "is_delta": is_delta, "format_name": format_name}
+    try:
+        destination = _checked(format_name, to, is_delta, is_queued=False)
+        segments.check(segments.materialize(connection, segment_name, org_id))
+    except (UserError, CheckFailed) as error:
+        refused = {"destination": safe_name(to or ""), "refusal": str(error)}
+        door.ask_standing(connection, export_name, night, org_id, segment_name, purpose, **asked, **refused)
+        raise
+    entry = door.ask_standing(
+        connection, export_name, night, org_id, segment_name, purpose, **asked, destination=destination
+    )
+    if entry.outcome == "refused":
+        raise UserError(f"Segment {segment_name!r} of org {org_id!r} is not exported: {entry.reason}.")
+    return write_file(connection, entry)
+
+
+def of_night(connection: psycopg.Connection, export_name: str, night: date, org_id: str) -> door.Entry | None:
+    """The newest row of a standing export of a night; None: it was not asked for yet."""
+    table = sql.Identifier(f"{target_schema()}_state", "standing_export_nights")
+    query = sql.SQL("select export_id from {} where org_id = %s and export_name = %s and night = %s").format(table)
+    found = connection.execute(query, [org_id, export_name, night]).fetchone()
+    return find(connection, found[0]) if found else None
 
 
 def requested(connection: psycopg.Connection) -> list[door.Entry]:

@@ -106,7 +106,7 @@ def test_the_night_is_scheduled(definitions: dict) -> None:
     sources = {"events", "events_removed", "rejected_rows", "user_agents"}
     others = {"segment_export", "hot_leads", "build"}
     assert set(definitions["assets"]) == {*definitions["night"]} | others | sources
-    assert "segment_memberships" in definitions["night"]
+    assert {"segment_memberships", "standing_exports"} <= {*definitions["night"]}
 
 
 def test_what_runs_by_itself_is_on_from_the_start(definitions: dict) -> None:

@@ -32,6 +32,7 @@ def erase(
     device: Devices = None,
     event: Annotated[list[str] | None, typer.Option("--event", help="Single events instead of people.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Erase. Without it: say what would be removed.")] = False,
+    later: Annotated[bool, typer.Option("--later", help="Ask only: the job erase of Dagster does it.")] = False,
     finish: Annotated[bool, typer.Option("--finish", help="Go on with erasures that were interrupted.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +42,7 @@ def erase(
 
     given = Given(email or (), phone or (), user_id or (), device or (), event or ())
     if finish:
-        if given != Given() or yes:
+        if given != Given() or yes or later:
             raise UserError("--finish goes on with what was erased before: leave the other options out.")
         with terminal().steps("Building") as advance:
             done = erasure.finish(advance)
@@ -50,6 +51,12 @@ def erase(
     given.check()
     if not org:
         raise UserError("No org is named: give --org.")
+    if later:
+        from orchestration import erasure_requests
+
+        request = erasure_requests.ask(org, given)
+        print(f"Request {request} waits. Start the job erase in Dagster with this id; nothing is erased before.")
+        return
     if not yes:
         show(erasure.preview(org, given), as_json, _print_erasure)
         return

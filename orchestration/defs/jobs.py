@@ -1,12 +1,14 @@
-"""Jobs that somebody starts when they are needed: a full refresh, a backfill, a check of the marts against the events."""
+"""Jobs that somebody starts when they are needed: a full refresh, a backfill, an erasure, a check of the marts against
+the events."""
 
 import dagster as dg
 from pydantic import Field
 
-from orchestration import night
+from orchestration import erasure_requests, night
 from orchestration.defs.dbt_graph import audience_dbt_assets
 from orchestration.defs.policies import build_tags
 from orchestration.defs.segments import SEGMENTS, markdown
+from orchestration.errors import CheckFailed, UserError
 from orchestration.verify import VerifyReport, verify
 
 full_refresh_job = dg.define_asset_job(
@@ -53,6 +55,45 @@ def load_build_and_verify(context: dg.OpExecutionContext, config: BackfillConfig
 )  # fmt: skip
 def backfill_job() -> None:
     load_build_and_verify()
+
+
+class EraseConfig(dg.Config):
+    """Nobody is named here: Dagster keeps it."""
+
+    request: str = Field(description="The id that audience erase --later has printed. No name, address or number.")
+    confirm: str = Field(description="The name of the schema, without which nothing is erased.")
+
+
+@dg.op
+def erase_people(context: dg.OpExecutionContext, config: EraseConfig) -> None:
+    """Raises Failure, which names nobody."""
+    try:
+        receipt = erasure_requests.erase_requested(config.request, config.confirm)
+    except (UserError, CheckFailed) as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    context.add_output_metadata(
+        {
+            "receipt": receipt.request_id or "",
+            "org": receipt.org_id,
+            "rows": sum(receipt.rows_by_table.values()),
+            "files of exports removed": len(receipt.files),
+            "by table": dg.MetadataValue.md(markdown(["table", "rows"], sorted(receipt.rows_by_table.items()))),
+            "lists that went out": dg.MetadataValue.md(
+                markdown(
+                    ["at", "segment", "destination", "export id"],
+                    [(one.logged_at, one.segment_name, one.destination, one.export_id) for one in receipt.deliveries],
+                )
+            ),
+        }
+    )
+
+
+@dg.job(
+    name="erase", tags=build_tags(), executor_def=dg.in_process_executor,
+    description="Erases whom a request of audience erase --later names, and builds without him.",
+)  # fmt: skip
+def erase_job() -> None:
+    erase_people()
 
 
 class VerifyConfig(dg.Config):

@@ -85,10 +85,14 @@ def find(connection: psycopg.Connection, org_id: str, given: Given) -> dict[str,
         raise UserError(f"{connection.info.user} may not do this ({error.diag.message_primary}): run it as the owner.") from error  # fmt: skip
 
 
-def nothing_held(org_id: str, given: Given) -> UserError:
+class NothingHeld(UserError):
+    """There is nothing on whom was named."""
+
+
+def nothing_held(org_id: str, given: Given) -> NothingHeld:
     named = [value for values in asdict(given).values() for value in values]
     some = ", ".join(map(repr, named[:3])) + (" and others" if len(named) > 3 else "")
-    return UserError(f"Org {org_id!r} holds nothing on {some}: check the org and the spelling.")
+    return NothingHeld(f"Org {org_id!r} holds nothing on {some}: check the org and the spelling.")
 
 
 # An export had him on its list when a kept list says so, or when he was a member of its segment at the time. Of a delta

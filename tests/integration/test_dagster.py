@@ -31,7 +31,7 @@ print(json.dumps({
     "check_pages": [graph.get_check_spec(key).metadata["documentation"].value for key in graph.asset_check_keys],
     "fresh": sorted(key.path[-1] for key in assets if graph.get(key).freshness_policy),
     "night": sorted(key.path[-1] for key in repository.get_job("nightly").asset_layer.executable_asset_keys),
-    "tags": {name: dict(repository.get_job(name).tags) for name in ("nightly", "full_refresh", "backfill", "verify", "export")},
+    "tags": {name: dict(repository.get_job(name).tags) for name in ("nightly", "full_refresh", "backfill", "erase", "verify", "export")},
     "cron": nightly_schedule.cron_schedule, "jobs": sorted(job.name for job in repository.get_all_jobs()),
     "on": sorted(one.name for one in [*repository.schedule_defs, *repository.sensor_defs] if one.default_status.value == "RUNNING"),
 }))
@@ -113,7 +113,7 @@ def test_what_runs_by_itself_is_on_from_the_start(definitions: dict) -> None:
     assert definitions["on"] == [
         "doctors_findings", "failed_runs", "forget_old_runs", "hot_leads_schedule", "landed_events", "nightly", "requested_exports"
     ]  # fmt: skip
-    assert {"nightly", "full_refresh", "backfill", "verify", "export", "hot_leads_snapshot"} <= {*definitions["jobs"]}
+    assert {"nightly", "full_refresh", "backfill", "erase", "verify", "export", "hot_leads_snapshot"} <= {*definitions["jobs"]}
 
 
 def test_source_and_marts_have_to_be_fresh(definitions: dict) -> None:
@@ -124,7 +124,7 @@ def test_source_and_marts_have_to_be_fresh(definitions: dict) -> None:
 def test_whatever_builds_has_a_limit_and_is_one_at_a_time(definitions: dict) -> None:
     limited = {"audience/build": "yes", "dagster/max_runtime": "21600", "dagster/max_retries": "2"}
     for name, tags in definitions["tags"].items():
-        assert (limited.items() <= tags.items()) == (name in ("nightly", "full_refresh", "backfill")), name
+        assert (limited.items() <= tags.items()) == (name in ("nightly", "full_refresh", "backfill", "erase")), name
 
 
 def test_the_instance_of_a_server_is_that_of_a_laptop_but_for_its_storage() -> None:

@@ -4,11 +4,11 @@ the configuration of a run and its logs for months."""
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from orchestration.disk import PrivateFile, sync_folder
 from orchestration.errors import CheckFailed, UserError
 from orchestration.rights import erasure
 from orchestration.rights.erasure import Erasure
@@ -22,11 +22,11 @@ def ask(org_id: str, given: Given) -> str:
     name = str(uuid4())
     _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     part = _folder() / f"{name}.part"
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"org_id": org_id, "given": asdict(given)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with PrivateFile(part) as file:
+        file.write(json.dumps({"org_id": org_id, "given": asdict(given)}).encode())
+        file.sync()
     part.rename(_file(name))
+    sync_folder(_folder())
     return name
 
 

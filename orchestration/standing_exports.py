@@ -117,7 +117,7 @@ def _make(connection: psycopg.Connection, one: Standing, night: date) -> Made:
             connection, one.export_name, night, one.org_id, one.segment_name, one.purpose,
             include_pii=one.include_pii, is_delta=one.is_delta, format_name=one.format_name, to=one.to,
         )  # fmt: skip
-    except (UserError, CheckFailed) as refusal:
+    except (UserError, CheckFailed, OSError) as refusal:
         error = str(refusal)
     entry = runner.of_night(connection, one.export_name, night, one.org_id)
     return Made(one.export_name, one.org_id, one.segment_name, entry, error)

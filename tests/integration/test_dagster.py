@@ -113,7 +113,9 @@ def test_what_runs_by_itself_is_on_from_the_start(definitions: dict) -> None:
     assert definitions["on"] == [
         "doctors_findings", "failed_runs", "forget_old_runs", "hot_leads_schedule", "landed_events", "nightly", "requested_exports"
     ]  # fmt: skip
-    assert {"nightly", "full_refresh", "backfill", "erase", "verify", "export", "hot_leads_snapshot"} <= {*definitions["jobs"]}
+    assert {"nightly", "full_refresh", "backfill", "erase", "verify", "export", "hot_leads_snapshot"} <= {
+        *definitions["jobs"]
+    }
 
 
 def test_source_and_marts_have_to_be_fresh(definitions: dict) -> None:

@@ -186,6 +186,22 @@ def test_what_was_not_delivered_is_delivered_later_under_the_same_id(connection,
     assert len(posted) == 2
 
 
+def test_a_file_that_was_kept_and_is_gone_stops_no_other(connection, declare, monkeypatch):
+    def refuse(*_: object) -> str:
+        raise UserError("The receiver is away: try again later.")
+
+    declare("A", to="https://crm.example/lists")
+    monkeypatch.setattr(destinations, "check", lambda url: None)
+    monkeypatch.setattr(destinations, "deliver", refuse)
+    standing_exports.make(connection, NIGHT)
+    [kept] = files()
+    kept.unlink()
+    declare("B")
+    monkeypatch.setattr(destinations, "deliver", lambda file, *_: file.read_bytes())
+    gone, other = standing_exports.make(connection, NIGHT)
+    assert "No such file" in gone.error and other.entry.outcome == "delivered"
+
+
 def test_the_database_refuses_a_second_one_of_a_night(connection, declare):
     declare()
     [one] = standing_exports.make(connection, NIGHT)

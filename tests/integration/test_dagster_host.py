@@ -16,6 +16,10 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from dagster._cli import job as cli
+from dagster._cli.workspace.cli_target import get_workspace_from_cli_opts
+from dagster._core.workspace.context import WorkspaceRequestContext
+from dagster_shared.cli import WorkspaceOpts
 from psycopg import sql
 
 from orchestration import database, dbt, segments
@@ -27,6 +31,7 @@ from tests.integration.test_faults import held
 from tests.integration.test_hot_leads import land_lead
 from tests.projects import shuffled_sample
 from tests.receivers import Chat, chat
+from tests.tied import tied
 
 PATIENCE_SECONDS = 240
 STORAGE_LOGIN = f"dagster_storage_{os.getpid()}"
@@ -46,6 +51,7 @@ class Host:
     """The daemon with its code server and its runs, in a session of their own."""
 
     instance: dg.DagsterInstance
+    workspace: WorkspaceRequestContext
     folder: Path
     process: subprocess.Popen[bytes] | None = None
 
@@ -55,7 +61,7 @@ class Host:
             return
         with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-m", "orchestration.definitions"],
+                tied([str(Path(sys.executable).with_name("dagster-daemon")), "run", "-m", "orchestration.definitions"]),
                 cwd=project_dir(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -66,14 +72,15 @@ class Host:
             self.process.wait()
             self.process = None
 
-    def launch(self, job: str, *options: str) -> str:
-        """Puts a run into the queue; its id."""
-        before = {run.run_id for run in self.instance.get_runs()}
-        command = [str(Path(sys.executable).with_name("dagster")), "job", "launch", "-m", "orchestration.definitions"]
-        done = subprocess.run([*command, "-j", job, *options], cwd=project_dir(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        [run] = [run for run in self.instance.get_runs(dg.RunsFilter(job_name=job)) if run.run_id not in before]
-        return run.run_id
+    def launch(self, job: str, **tags: str) -> str:
+        """Puts a run into the queue, as `dagster job launch` does, but with definitions that are loaded already; its id."""
+        location = cli.get_code_location_from_workspace(self.workspace, None)
+        repository = cli.get_remote_repository_from_code_location(location, None)
+        run = cli._create_run(
+            instance=self.instance, code_location=location, remote_repo=repository, run_config={}, tags=tags,
+            remote_job=cli.get_remote_job_from_remote_repo(repository, job), op_selection=None, run_id=None,
+        )  # fmt: skip
+        return self.instance.submit_run(run.run_id, self.workspace).run_id
 
     def status(self, run_id: str) -> str:
         return self.instance.get_run_by_id(run_id).status.value
@@ -137,8 +144,12 @@ def host(connection: psycopg.Connection, room: Chat, tmp_path_factory: pytest.Te
         patch.setenv("AUDIENCE_ALERT_WEBHOOK", room.url)
         patch.setenv("PYTHONPATH", str(project_dir()))
         subprocess.run(dbt.command("parse"), check=True, capture_output=True, env=database.environment())
-        with dg.DagsterInstance.get() as instance:
-            found = Host(instance, folder)
+        opts = WorkspaceOpts(module_name=["orchestration.definitions"], working_directory=str(project_dir()))
+        with (
+            dg.DagsterInstance.get() as instance,
+            get_workspace_from_cli_opts(instance, dg.__version__, opts) as workspace,
+        ):
+            found = Host(instance, workspace, folder)
             try:
                 yield found
             finally:
@@ -238,7 +249,7 @@ def test_a_build_that_takes_too_long_is_ended_and_told(connection, host, room):
     host.start()
     land_somebody(connection, "patience")
     with held("audience_customers") as hold:
-        run_id = host.launch("nightly", "--tags", '{"dagster/max_runtime": "1", "dagster/max_retries": "0"}')
+        run_id = host.launch("nightly", **{"dagster/max_runtime": "1", "dagster/max_retries": "0"})
         assert hold.wait(lambda: host.status(run_id) != "FAILURE") <= {"audience_customers"}
         assert host.ended(run_id) in ("FAILURE", "CANCELED")
         wait_for(lambda: not dbt_connections(connection))

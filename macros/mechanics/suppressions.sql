@@ -165,6 +165,23 @@ revoke all on function {{ state }}.{{ signature }} from public;
 {% endmacro %}
 
 
+{# Nobody who is suppressed for everything: as the last build has its customers, and by the id, which no build may have seen yet. #}
+{% macro is_left_alone_by_id(org, visitor) -%}
+(
+    exists (
+        select from {{ state_schema() }}.suppressed_visitors as left_alone
+        where left_alone.org_id = {{ org }} and left_alone.visitor_id = {{ visitor }} and left_alone.purpose = 'all'
+    )
+    or exists (
+        select from {{ privacy_key() }} as key
+        join {{ state_schema() }}.suppressions as left_alone
+            on left_alone.org_id = {{ org }} and left_alone.identifier_kind = 'id' and left_alone.purpose = 'all' and left_alone.lifted_at is null
+            and left_alone.identifier_hash = {{ keyed_hash(org, "'id'", visitor) }}
+    )
+)
+{%- endmacro %}
+
+
 {# Nobody who is suppressed for one of the purposes, an array. people: of audience_customers. #}
 {% macro is_left_alone(people, purposes) -%}
 exists (

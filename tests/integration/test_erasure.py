@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
-from orchestration import database, segments
+from orchestration import alerts, database, hot_leads, segments
 from orchestration.build import build
 from orchestration.errors import CheckFailed, UserError
 from orchestration.exports import log, runner
@@ -242,6 +243,19 @@ def test_an_erasure_is_a_removal_in_the_next_delta(connection):
             f"select count(*) from {STATE}.segment_export_members where cast(visitor_ids as text) ~ 'sha256'"
         )
         assert kept.fetchone() == (0,) and log.verify_log().rows > 0
+
+
+def test_no_alert_tells_of_whom_was_erased(connection, monkeypatch):
+    monkeypatch.delenv(alerts.WEBHOOK, raising=False)
+    acts = ("page_view", "event_view", "ticket_cta_click", "checkout_started")
+    moment = "2026-07-01T12:10:00Z"
+    land(connection, *(event(f"hot {act}", user_id="lead-of-alerts", event_type=act, occurred_at=moment, received_at=moment) for act in acts))  # fmt: skip
+    assert hot_leads.alert_hot_leads(datetime(2026, 7, 1, 13, tzinfo=UTC)).alerted_count == 1
+    assert "Hot leads: 1 new" in alerts.log_file().read_text()
+    done = erasure.erase(ORG, Given(user_ids=["lead-of-alerts"]))
+    assert done.rows_by_table[f"{STATE}.hot_lead_alerts"] == 1
+    assert people.traces(connection, {"lead-of-alerts"}, alerts.log_file()) == set()
+    assert connection.execute(f"select count(*) from {STATE}.hot_lead_alerts").fetchone() == (0,)
 
 
 def test_what_a_writer_commits_late_is_erased_too(connection):

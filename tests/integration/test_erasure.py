@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from orchestration import alerts, database, hot_leads, segments
@@ -282,40 +281,6 @@ def test_a_writer_who_does_not_end_is_not_waited_for(connection, monkeypatch):
             erasure.erase(ORG, Given(user_ids=["other 1"]))
         writer.rollback()
     assert "other 1" in there(connection)
-
-
-@pytest.mark.parametrize("role", [None, "audience_reader", "audience_analyst", "audience_admin"])
-def test_nobody_but_the_owner_erases_or_looks(connection, role):
-    name = sql.Identifier(f"persona_of_erasure_{os.getpid()}")
-    connection.execute(sql.SQL("create role {} login password 'secret'").format(name))
-    try:
-        if role:
-            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), name))
-            connection.execute(
-                f"insert into {STATE}.org_members (login_name, org_id) values (%s, %s)",
-                [name.as_string().strip('"'), ORG],
-            )
-        with psycopg.connect(user=name.as_string().strip('"'), password="secret", autocommit=True) as persona:
-            for statement in (
-                f"select {STATE}.find_subject('{ORG}', '{{}}')", f"select {STATE}.erase_subject('{ORG}', '{{}}', '{{}}', '[]')",
-                f"select {STATE}.rejections_of_subject('{{}}')", f"select {STATE}.remove_memberships('{ORG}', '{{}}')",
-                f"table {STATE}.subject_requests", "table analytics.tombstones", "delete from analytics.tombstones",
-                "select analytics.erased_texts('{}', '{}')", "select analytics.ensure_erased_stay_out()", "do $$ begin lock table analytics.events; end $$",
-            ):  # fmt: skip
-                with pytest.raises(errors.InsufficientPrivilege):
-                    persona.execute(statement)
-            if role != "audience_admin":  # also when somebody granted it
-                connection.execute(
-                    sql.SQL(
-                        f"grant usage on schema {STATE} to {{0}}; grant execute on all functions in schema {STATE} to {{0}}"
-                    ).format(name)
-                )
-                for function in (f"find_subject('{ORG}', '{{}}')", f"erase_subject('{ORG}', '{{}}', '{{}}', '[]')"):
-                    with pytest.raises(errors.InsufficientPrivilege, match="ask an administrator"):
-                        persona.execute(f"select {STATE}.{function}")
-    finally:
-        connection.execute(f"delete from {STATE}.org_members")
-        connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(name))
 
 
 def test_a_column_that_nobody_classified_stops_both(connection, tmp_path):

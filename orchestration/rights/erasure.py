@@ -171,6 +171,23 @@ def _came_back(connection: psycopg.Connection, subject: dict[str, Any], request_
 
 def _clean(connection: psycopg.Connection, tables: set[str]) -> None:
     """Frees what the removed rows took, and counts anew: the statistics of a column hold common values of it."""
-    there = {table.full_name: table for table in catalogue.personal_tables(connection)}
-    for name in sorted(tables & there.keys()):
-        connection.execute(sql.SQL("vacuum (analyze) {}").format(there[name].identifier))
+    for table in catalogue.read_catalogue(connection):
+        if table.full_name in tables:
+            connection.execute(sql.SQL("vacuum (analyze) {}").format(table.identifier))
+        elif table.name.endswith(catalogue.CHANGES) and table.is_personal:
+            _forget_statistics(connection, table)
+
+
+def _forget_statistics(connection: psycopg.Connection, table: catalogue.Table) -> None:
+    """Of a table of changes that the server may have analyzed while a build had rows in it: empty, it is not analyzed again.
+
+    A column that gets its own type loses its statistics; no row is touched.
+    """
+    query = (
+        "select attname, format_type(atttypid, atttypmod) from pg_stats join pg_attribute using (attname)"
+        " where schemaname = %s and tablename = %s and attrelid = format('%%I.%%I', schemaname, tablename)::regclass"
+    )
+    for column, type_name in connection.execute(query, [table.schema, table.name]).fetchall():
+        if table.classes[column] != "none":
+            change = sql.SQL("alter table {} alter column {} type {}")
+            connection.execute(change.format(table.identifier, sql.Identifier(column), sql.SQL(type_name)))

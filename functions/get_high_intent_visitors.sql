@@ -92,7 +92,7 @@ begin
         {{ propensity_weights_row() }}
     ),
     {{ live_scores() }},
-    final as (
+    leads as materialized (
         select
             visitor_id,
             bands.band as propensity_band,
@@ -118,5 +118,6 @@ begin
             and coalesce(last_ordered_at < coalesce(greatest(last_ticket_cta_at, last_checkout_at), v_since), true)
         order by score desc, last_active_at desc, visitor_id
     )
-    select * from final;
+    -- of the leads alone: a hash takes longer than all else that is asked of somebody
+    select * from leads where not {{ is_left_alone_by_id('p_org', 'leads.visitor_id') }};
 end

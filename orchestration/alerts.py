@@ -42,18 +42,19 @@ def log_file() -> Path:
     return audience_home() / "alerts.ndjson"
 
 
-def send(kind: str, text: str, section: str) -> None:
+def send(kind: str, text: str, section: str, logged: str | None = None) -> None:
     """Logs an alert and posts it, once, if a webhook is set. section: of docs/operations.md, as its anchor.
 
-    kind: run failed, late, hot leads. Raises AlertNotTaken and AlertUnsure, after they were logged too.
+    kind: run failed, late, hot leads. logged: in place of a text that names people, whom an erasure would have to find in
+    the log. Raises AlertNotTaken and AlertUnsure, after they were logged too.
     """
-    text = f"{text}\nWhat to do: {documentation('operations.md')}#{section}"
-    _log({"kind": kind, "text": text})
+    what_to_do = f"What to do: {documentation('operations.md')}#{section}"
+    _log({"kind": kind, "text": f"{logged or text}\n{what_to_do}"})
     url = os.environ.get(WEBHOOK)
     if not url:
         return
     try:
-        _post(url, text)
+        _post(url, f"{text}\n{what_to_do}")
     except UserError as error:
         _log({"kind": kind, "failed": str(error)})
         raise

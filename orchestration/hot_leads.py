@@ -108,17 +108,21 @@ class _Leads:
             "model_state": sql.Identifier(f"{schema}_state", "model_state"),
             "alerts": sql.Identifier(f"{schema}_state", "hot_lead_alerts"),
             "events": sql.Identifier(landing, "events"),
+            "refresh": sql.Identifier(f"{schema}_state", "refresh_suppressed_visitors"),
         }
 
     def tell(self) -> Snapshot:
         unsure = self._execute("update {alerts} set outcome = 'unsure' where outcome = 'claimed'").rowcount
         self._execute("delete from {alerts} where alerted_at <= %(as_of)s - make_interval(hours => %(repeat_hours)s)")
+        # a dbt typed by hand leaves this to whoever reads
+        self._execute("select {refresh}()")
         with self.connection.transaction():
             snapshot = Snapshot(self.as_of, [self._claim(org) for org in self._orgs()], unsure)
         if not snapshot.alerted_count and not unsure:
             return snapshot
         try:
-            alerts.send("hot leads", message(snapshot, self.variables["hot_lead_names_count"]), "hot-leads")
+            names_count = self.variables["hot_lead_names_count"]
+            alerts.send("hot leads", message(snapshot, names_count), "hot-leads", logged=message(snapshot, 0))
         except alerts.AlertUnsure:
             self._execute("update {alerts} set outcome = 'unsure' where outcome = 'claimed'")
             raise
@@ -152,14 +156,17 @@ class _Leads:
 
 
 def message(snapshot: Snapshot, names_count: int) -> str:
-    """The text of an alert: counts, and the ids of at most `names_count` people of each org that are plainly ids."""
+    """The text of an alert: counts, and the ids of at most `names_count` people of each org that are plainly ids.
+
+    With 0 it names nobody: the log of alerts outlives them.
+    """
     lines = [f"Hot leads: {snapshot.alerted_count:,} new, {snapshot.leads_count:,} in all."]
     for org in snapshot.orgs:
         if org.alerted:
             named = [f"{visitor} ({score})" for visitor, score in org.alerted if _PLAIN_ID.fullmatch(visitor)]
             shown = named[:names_count]
             if others := len(org.alerted) - len(shown):
-                shown.append(f"{others:,} more")
+                shown.append(f"{others:,} {'more' if shown else 'new'}")
             lines.append(f"{org.org_id}: {', '.join(shown)}")
     if snapshot.unsure_count:
         lines.append(

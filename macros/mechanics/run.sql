@@ -45,6 +45,7 @@
 {% if var('roles_are_needed') %}{% do run_query(ensure_roles_sql()) %}{% endif %}
 {% do run_query(secure_exports_sql()) %}
 {% do run_query(secure_campaigns_sql()) %}
+{% do run_query(secure_subjects_sql()) %}
 {% endmacro %}
 
 
@@ -124,6 +125,7 @@ end $$;
 {{ exports_ddl() }}
 {{ standing_exports_ddl() }}
 {{ campaigns_ddl() }}
+{{ subjects_ddl() }}
 {{ erasure_ddl() }}
 {% endmacro %}
 

@@ -75,6 +75,10 @@ begin
             join active
                 on active.org_id = identifiers.org_id and active.identifier_kind = identifiers.kind
                 and active.identifier_hash = {{ keyed_hash('identifiers.org_id', 'identifiers.kind', 'identifiers.value') }}
+            union
+            -- who was erased, while the tables still have him
+            select org_id, jsonb_array_elements_text(subject -> 'visitor_ids'), 'all'
+            from {{ state }}.subject_requests where subject is not null and org_id = coalesce(p_org, org_id)
         ),
         gone as (
             delete from {{ state }}.suppressed_visitors as known
@@ -148,7 +152,7 @@ begin
     return changed_count;
 end $suppress$;
 
--- Is this person to be left alone for a purpose, or for all? By hashes, so it knows what no build has seen yet.
+-- Is this person to be left alone for a purpose, or for all? By hashes, so it knows what no build has seen yet; and as a visitor.
 create or replace function {{ state }}.is_suppressed(p_org text, p_visitor_id text, p_email text, p_purpose text) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $suppressed$
     select exists (
@@ -157,12 +161,31 @@ language sql stable set search_path = pg_catalog, pg_temp as $suppressed$
         join {{ state }}.suppressions
             on org_id = p_org and identifier_kind = details.kind and identifier_hash = {{ keyed_hash('p_org', 'details.kind', 'details.value') }}
             and purpose in ('all', p_purpose) and lifted_at is null
+    ) or exists (
+        select from {{ state }}.suppressed_visitors where org_id = p_org and visitor_id = p_visitor_id and purpose in ('all', p_purpose)
     )
 $suppressed$;
 {% for signature in ['refresh_suppressed_visitors(text)', 'suppress(text, jsonb, text, text, boolean)', 'is_suppressed(text, text, text, text)'] %}
 revoke all on function {{ state }}.{{ signature }} from public;
 {% endfor %}
 {% endmacro %}
+
+
+{# Nobody who is suppressed for everything: as the last build has its customers, and by the id, which no build may have seen yet. #}
+{% macro is_left_alone_by_id(org, visitor) -%}
+(
+    exists (
+        select from {{ state_schema() }}.suppressed_visitors as left_alone
+        where left_alone.org_id = {{ org }} and left_alone.visitor_id = {{ visitor }} and left_alone.purpose = 'all'
+    )
+    or exists (
+        select from {{ privacy_key() }} as key
+        join {{ state_schema() }}.suppressions as left_alone
+            on left_alone.org_id = {{ org }} and left_alone.identifier_kind = 'id' and left_alone.purpose = 'all' and left_alone.lifted_at is null
+            and left_alone.identifier_hash = {{ keyed_hash(org, "'id'", visitor) }}
+    )
+)
+{%- endmacro %}
 
 
 {# Nobody who is suppressed for one of the purposes, an array. people: of audience_customers. #}

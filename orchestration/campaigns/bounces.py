@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from email import message_from_binary_file, message_from_bytes
 from email.message import Message
 from email.policy import compat32
+from itertools import islice
 from pathlib import Path
 
 import psycopg
 
+from orchestration import suppressions
 from orchestration.campaigns import log
 from orchestration.errors import UserError
 
@@ -28,6 +30,12 @@ class Bounce:
     message_id: str
     code: str | None
 
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the server will never deliver it (RFC 3463, class 5); class 4 gave up for now, and without a code one
+        cannot tell."""
+        return bool(self.code and self.code.startswith("5."))
+
 
 @dataclass(frozen=True)
 class BounceReport:
@@ -42,20 +50,34 @@ class BounceReport:
 
 
 def note(connection: psycopg.Connection, path: Path) -> BounceReport:
-    """Marks in the send log whose message came back. The same file again changes nothing. Raises UserError for a path that
-    cannot be read."""
+    """Marks in the send log whose message came back, and leaves addresses alone that never take mail, for the purpose email.
+
+    The same file again changes nothing. Raises UserError for a path that cannot be read.
+    """
     counts = {"bounced": 0, "already": 0, "unknown": 0, "other": 0}
     total = 0
-    for message in _messages(path):
-        total += 1
-        bounce = bounce_of(message)
-        if bounce is None:
-            counts["other"] += 1
-            continue
-        (before,) = log.call(connection, "record_send", bounce.message_id, "bounced", bounce.code)
-        found = "unknown" if before is None else "bounced" if before in ("sent", "uncertain") else "already"
-        counts[found] += 1
+    messages = map(bounce_of, _messages(path))
+    # a change of suppressions looks through the contacts of an org, so they come together; with them, so that a killed
+    # process leaves no bounce without its suppression
+    while batch := list(islice(messages, suppressions.BATCH)):
+        total += len(batch)
+        with connection.transaction():
+            refused = [bounce.message_id for bounce in batch if _note(connection, bounce, counts) and bounce]
+            for org_id, email_hashes in log.recipients(connection, refused).items():
+                suppressions.suppress(connection, org_id, email_hashes=email_hashes, purpose="email", reason="bounced")
     return BounceReport(total, *counts.values())
+
+
+def _note(connection: psycopg.Connection, bounce: Bounce | None, counts: dict[str, int]) -> bool:
+    """Marks a message as bounced, and counts it. Returns whether its address takes no mail and that is news: who lifts the
+    suppression is not overruled by the same report."""
+    if bounce is None:
+        counts["other"] += 1
+        return False
+    (before,) = log.call(connection, "record_send", bounce.message_id, "bounced", bounce.code)
+    found = "unknown" if before is None else "bounced" if before in ("sent", "uncertain") else "already"
+    counts[found] += 1
+    return found == "bounced" and bounce.is_permanent
 
 
 def bounce_of(message: Message) -> Bounce | None:

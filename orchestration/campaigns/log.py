@@ -165,6 +165,12 @@ def details(connection: psycopg.Connection, campaign: Campaign) -> Details:
     return Details(campaign, codes, uncertain(connection, campaign))
 
 
+def recipients(connection: psycopg.Connection, message_ids: list[str]) -> dict[str, list[str]]:
+    """The keyed hashes of the addresses that messages of the log went to, by org."""
+    query = sql.SQL("select org_id, array_agg(email_hash) from {} where message_id = any(%s) group by org_id")
+    return dict(connection.execute(query.format(sql.Identifier(_state(), "campaign_sends")), [message_ids]).fetchall())
+
+
 def resolve(connection: psycopg.Connection, campaign: Campaign, status: str, message_ids: list[str]) -> list[Send]:
     """Says of uncertain recipients, by default of all, that their message was sent, or that it is deferred: the next run
     sends it. Returns them. Raises UserError for a message that is not uncertain, and then changes none."""

@@ -89,6 +89,10 @@ def subject_export(
 def _print_erasure(erasure: Erasure) -> None:
     if erasure.request_id is None:
         print(f"Would remove from org {erasure.org_id}:")
+    elif erasure.finished_at is None:
+        print(
+            f"Erased from org {erasure.org_id} what landed and who was a member, request {erasure.request_id}; rows before:"
+        )
     else:
         print(f"Erased from org {erasure.org_id} at {erasure.finished_at}, receipt {erasure.request_id}:")
     _print_counts(erasure.rows_by_table)
@@ -98,6 +102,11 @@ def _print_erasure(erasure: Erasure) -> None:
     _print_shared(erasure.shared, "stay")
     if erasure.request_id is None:
         print("Nothing was changed. To erase it, run the same with --yes.")
+    elif erasure.finished_at is None:
+        print(
+            "No list and no alert names them from now on. The tables follow with the next build. The files of lists, and the receipt, are "
+            "for the owner of the database: audience erase --finish, where the files are."
+        )
 
 
 def _print_export(report: SubjectExport) -> None:

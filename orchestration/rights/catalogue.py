@@ -6,7 +6,7 @@ A table says in `meta: {personal_data: ...}` for each of its columns whether it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +20,11 @@ from orchestration.settings import project_dir, project_variables, target_schema
 
 CLASSES = ("identifier", "personal", "behaviour", "none")
 CHANGES = "__changes"
-# What tells whose a row is: the first of these that its table has. Parameters: find_subject in macros/mechanics/erasure.sql.
-ROW_KEYS = {
-    "visitor_ids": "rows.visitor_ids && %(visitor_ids)s::text[] and rows.export_id in (select export_id from {log} where org_id = %(org_id)s)",
-    "visitor_id": "rows.org_id = %(org_id)s and rows.visitor_id = any(%(visitor_ids)s::text[])",
-    "landing_id": "rows.landing_id = any(%(landing_ids)s::bigint[])",
-    "order_key": "rows.org_id = %(org_id)s and rows.order_key = any(%(order_keys)s::text[])",
-    "event_id": "rows.org_id = %(org_id)s and rows.event_id = any(%(event_ids)s::text[])",
-    "sender_id": "rows.org_id = %(org_id)s and rows.sender_id = any(case rows.sender_type when 'user' then %(visitor_ids)s::text[] else %(device_ids)s::text[] end)",
-    "user_id": "rows.org_id = %(org_id)s and (rows.user_id = any(%(visitor_ids)s::text[]) or (rows.user_id is null and rows.{device} = any(%(device_ids)s::text[])))",
-    "device_id": "rows.org_id = %(org_id)s and rows.device_id = any(%(device_ids)s::text[])",
-    "order_reference": "rows.org_id = %(org_id)s and rows.order_reference = any(%(order_references)s::text[])",
-    "rejection_id": "rows.rejection_id in (select {rejections}(%(subject)s))",
-    # of a request: that of an open erasure
-    "subject": "rows.org_id = %(org_id)s and rows.subject -> 'visitor_ids' ?| %(visitor_ids)s::text[]",
-}
+# What tells whose a row is: the first of these that its table has. How: rows_of_subject in macros/mechanics/subjects.sql.
+ROW_KEYS = (
+    "visitor_ids", "visitor_id", "landing_id", "order_key", "event_id", "sender_id", "user_id", "device_id", "order_reference",
+    "rejection_id", "subject",
+)  # fmt: skip
 _TABLES = """
 select nspname, relname, array_agg(cast(attname as text) order by attnum)
 from pg_class join pg_namespace on pg_namespace.oid = relnamespace
@@ -133,41 +123,23 @@ def personal_tables(connection: psycopg.Connection) -> list[Table]:
     return [table for table in read_catalogue(connection) if table.key]
 
 
-def rows_on(connection: psycopg.Connection, table: Table, subject: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a table that are on a subject, each as {column: value as JSON}. Of a list of people he alone."""
-    row = sql.SQL("to_jsonb(rows)")
-    if table.key == "visitor_ids":
-        row = sql.SQL(
-            "jsonb_set(to_jsonb(rows), '{visitor_ids}', to_jsonb(array(select listed from unnest(rows.visitor_ids) as listed"
-            " where listed = any(%(visitor_ids)s::text[]))))"
-        )
-    query = sql.SQL("select {} from {} as rows where {}").format(row, table.identifier, _condition(table))
-    for (found,) in connection.execute(query, _parameters(subject)):
-        yield found
-
-
-def count_rows(connection: psycopg.Connection, subject: Mapping[str, Any]) -> dict[str, int]:
-    """How many rows on a subject each table has; tables without one are left out."""
-    counts = [
-        sql.SQL("select {}, count(*) from {} as rows where {}").format(
-            table.full_name, table.identifier, _condition(table)
-        )
-        for table in personal_tables(connection)
-    ]
-    found = connection.execute(sql.SQL(" union all ").join(counts), _parameters(subject)).fetchall()
-    return {name: count for name, count in sorted(found) if count}
-
-
-def _condition(table: Table) -> sql.Composed:
-    state = f"{target_schema()}_state"
-    return sql.SQL("({})").format(
-        sql.SQL(ROW_KEYS[table.key or ""]).format(
-            log=sql.Identifier(state, "segment_export_log"),
-            rejections=sql.Identifier(state, "rejections_of_subject"),
-            device=sql.Identifier("device_id" if "device_id" in table.classes else "anonymous_id"),
-        )
+def as_argument(tables: Iterable[Table]) -> Jsonb:
+    """Tables as the functions of the database take them."""
+    return Jsonb(
+        [
+            {
+                "schema_name": table.schema,
+                "table_name": table.name,
+                "key": table.key,
+                "device": "device_id" if "device_id" in table.classes else "anonymous_id",
+            }
+            for table in tables
+        ]
     )
 
 
-def _parameters(subject: Mapping[str, Any]) -> dict[str, Any]:
-    return {**subject, "subject": Jsonb(subject)}
+def count_rows(connection: psycopg.Connection, subject: Mapping[str, Any]) -> dict[str, int]:
+    """How many rows on a subject each table has; tables without one are left out. For the owner."""
+    query = sql.SQL("select {}(%s, %s)").format(sql.Identifier(f"{target_schema()}_state", "count_rows_of_subject"))
+    counts = connection.execute(query, [Jsonb(subject), as_argument(personal_tables(connection))]).fetchone()[0]  # type: ignore[index]
+    return dict(sorted(counts.items()))

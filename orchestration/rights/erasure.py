@@ -7,12 +7,11 @@ the tables follow; files and the request are finished, once nothing is found any
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from orchestration import segments
 from orchestration.build import build, build_lock
@@ -32,8 +31,8 @@ Progress = Callable[[int, int, str], None]
 class Erasure:
     """An erasure: before it what would be removed, afterwards its receipt, which names nobody.
 
-    request_id: of subject_requests; None for a dry run. rows_by_table: rows on the subject before. deliveries: exports that
-    had him on their lists. files: those of exports that are removed. shared: identifiers that others use too, which stay;
+    request_id: of subject_requests; None for a dry run. finished_at: None of one that the owner has to finish. rows_by_table: rows on the subject before. deliveries: exports that
+    had him on their lists. files: those of exports that are removed, by the owner. shared: identifiers that others use too, which stay;
     of a dry run only.
     """
 
@@ -49,30 +48,48 @@ class Erasure:
 
 
 def preview(org_id: str, given: Given) -> Erasure:
-    """What an erasure would remove; it changes nothing. Raises UserError when nothing is held."""
-    with subjects.connect() as connection, connection.transaction():
-        connection.execute("set transaction isolation level repeatable read")
-        subject, counts, sent = _look(connection, org_id, given)
-        found = [str(one.path) for one in files.files_with(connection, subject)]
-        return Erasure(org_id, counts, sent, found, shared={k: v for k, v in subject["shared"].items() if v})
+    """What an erasure would remove; it changes nothing. Raises UserError when nothing is held, and for who is no admin of the
+    org."""
+    given.check()
+    with subjects.connect() as connection:
+        request_id = subjects.ask(connection, org_id, "preview")
+        with connection.transaction():
+            held = subjects.read(connection, request_id, org_id, given)
+            # an admin's erasure leaves the files to the owner
+            found = files.files_with(connection, held.subject) if subjects.is_owner(connection) else []
+        shared = {kind: values for kind, values in held.subject["shared"].items() if values}
+        return Erasure(org_id, held.rows_by_table, held.deliveries, [str(one.path) for one in found], shared=shared)
 
 
 def erase(org_id: str, given: Given, progress: Progress | None = None) -> Erasure:
-    """Erases people, or events, of an org, builds without them, and returns the receipt.
+    """Erases people, or events, of an org. The owner's builds without them and returns the receipt; an admin's is open, with
+    finished_at None, until the owner's `finish`.
 
     The build is for the same moment as the last one, so that it computes anew what they touched and nothing else. Raises
-    UserError when nothing is held, CheckFailed when the build fails or something is still found: then `finish` goes on.
+    UserError when nothing is held and for who is no admin of the org, CheckFailed when the build fails or something is still
+    found: then `finish` goes on.
     """
+    given.check()
     with subjects.connect() as connection:
-        with build_lock():  # beside another build nothing is removed, because the tables could not follow
-            pass
-        request_id = _remove(connection, org_id, given)
+        owns = subjects.is_owner(connection)
+        if owns:
+            with build_lock():  # beside another build nothing is removed, because the tables could not follow
+                pass
+        request_id = subjects.ask(connection, org_id, "erasure")
+        removed = _remove(connection, request_id, org_id, given)
+    if not owns:
+        return removed
     return next(done for done in finish(progress) if done.request_id == request_id)
 
 
 def finish(progress: Progress | None = None) -> list[Erasure]:
-    """Builds, and finishes every erasure of this target that is open. Returns their receipts."""
+    """Builds, and finishes every erasure of this target that is open. Returns their receipts. Raises UserError for who does not
+    own the tables."""
     with subjects.connect() as connection:
+        if not subjects.is_owner(connection):
+            raise UserError(
+                f"{connection.info.user} may not build: leave audience erase --finish to a login that is a member of audience_owner."
+            )
         open_ids = _open_requests(connection)
         if not open_ids:
             return []
@@ -88,40 +105,23 @@ def finish(progress: Progress | None = None) -> list[Erasure]:
         return done
 
 
-def _look(
-    connection: psycopg.Connection, org_id: str, given: Given
-) -> tuple[dict[str, Any], dict[str, int], list[Delivery]]:
-    subject = subjects.find(connection, org_id, given)
-    counts = catalogue.count_rows(connection, subject)
-    if not counts:
-        raise subjects.nothing_held(org_id, given)
-    return subject, counts, subjects.deliveries(connection, subject)
-
-
-def _remove(connection: psycopg.Connection, org_id: str, given: Given) -> str:
-    """Removes what a build does not, in one transaction; returns the id of the open request."""
-    landing = sql.Identifier(project_variables()["landing_schema"], "events")
+def _remove(connection: psycopg.Connection, request_id: str, org_id: str, given: Given) -> Erasure:
+    """Removes what a build does not, in one transaction; the request is open from then on."""
     try:
         with connection.transaction():
             connection.execute(sql.SQL("set local lock_timeout = {}").format(LOCK_TIMEOUT))
-            # before the look, so that nothing of theirs lands after it
-            connection.execute(sql.SQL("lock table {} in share row exclusive mode").format(landing))
-            subject, counts, sent = _look(connection, org_id, given)
-            return connection.execute(
-                sql.SQL("select cast({}(%s, %s, %s, %s) as text)").format(subjects.state("erase_subject")),
-                [org_id, Jsonb(subject), Jsonb(counts), Jsonb([asdict(one) for one in sent])],
-            ).fetchone()[0]  # type: ignore[index]
+            answer = subjects.call(connection, "erase_subject", request_id, org_id, given)
     except psycopg.errors.LockNotAvailable as error:
         raise UserError(
             f"Somebody has been writing events for more than {LOCK_TIMEOUT} without committing, so nothing was erased: "
             "end that transaction, or try again later."
         ) from error
+    sent = [Delivery(**one) for one in answer["deliveries"]]
+    return Erasure(org_id, dict(sorted(answer["rows_by_table"].items())), sent, [], request_id)
 
 
 def _open_requests(connection: psycopg.Connection) -> list[str]:
-    query = (
-        "select cast(request_id as text) from {} where kind = 'erasure' and finished_at is null order by requested_at"
-    )
+    query = "select cast(request_id as text) from {} where subject is not null order by requested_at"
     return [found for (found,) in connection.execute(sql.SQL(query).format(subjects.state("subject_requests")))]
 
 
@@ -171,6 +171,23 @@ def _came_back(connection: psycopg.Connection, subject: dict[str, Any], request_
 
 def _clean(connection: psycopg.Connection, tables: set[str]) -> None:
     """Frees what the removed rows took, and counts anew: the statistics of a column hold common values of it."""
-    there = {table.full_name: table for table in catalogue.personal_tables(connection)}
-    for name in sorted(tables & there.keys()):
-        connection.execute(sql.SQL("vacuum (analyze) {}").format(there[name].identifier))
+    for table in catalogue.read_catalogue(connection):
+        if table.full_name in tables:
+            connection.execute(sql.SQL("vacuum (analyze) {}").format(table.identifier))
+        elif table.name.endswith(catalogue.CHANGES) and table.is_personal:
+            _forget_statistics(connection, table)
+
+
+def _forget_statistics(connection: psycopg.Connection, table: catalogue.Table) -> None:
+    """Of a table of changes that the server may have analyzed while a build had rows in it: empty, it is not analyzed again.
+
+    A column that gets its own type loses its statistics; no row is touched.
+    """
+    query = (
+        "select attname, format_type(atttypid, atttypmod) from pg_stats join pg_attribute using (attname)"
+        " where schemaname = %s and tablename = %s and attrelid = format('%%I.%%I', schemaname, tablename)::regclass"
+    )
+    for column, type_name in connection.execute(query, [table.schema, table.name]).fetchall():
+        if table.classes[column] != "none":
+            change = sql.SQL("alter table {} alter column {} type {}")
+            connection.execute(change.format(table.identifier, sql.Identifier(column), sql.SQL(type_name)))

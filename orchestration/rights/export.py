@@ -8,13 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg import sql
-from psycopg.types.json import Jsonb
-
 from orchestration.disk import PrivateFile, sync_folder
 from orchestration.errors import UserError
-from orchestration.rights import catalogue, subjects
+from orchestration.rights import subjects
 from orchestration.rights.subjects import Given
 
 IDENTIFIERS = ("visitor_ids", "device_ids", "emails", "phones")
@@ -35,18 +31,22 @@ class SubjectExport:
 def export_subject(org_id: str, given: Given, file: Path) -> SubjectExport:
     """Writes what an org holds on a person into a new file of mode 0600, and keeps who asked for it, in subject_requests.
 
-    All of it is of one moment. Raises UserError when nothing is held, or the file is there or cannot be written.
+    All of it is of one moment. Raises UserError when nothing is held, the file is there or cannot be written, or for who is no
+    admin of the org.
     """
     if given.event_ids:
         raise UserError("An event is not a person: give --email, --phone, --user-id or --device.")
+    given.check()
     if file.exists():
         raise UserError(f"{file} is there already: give --out another name.")
     part = file.with_name(f"{file.name}.part")
     with subjects.connect() as connection:
+        request_id = subjects.ask(connection, org_id, "export")
         try:
+            # with its end: the request of a file that is not written stays open
             with connection.transaction():
-                connection.execute("set transaction isolation level repeatable read")
-                content, report = _read(connection, org_id, given, file)
+                held = subjects.read(connection, request_id, org_id, given)
+                content = _content(request_id, org_id, held)
                 with PrivateFile(part) as out:
                     out.write(json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
                     out.sync()
@@ -56,33 +56,15 @@ def export_subject(org_id: str, given: Given, file: Path) -> SubjectExport:
             raise UserError(f"{file} cannot be written ({error.strerror}): give --out another place.") from error
         finally:
             part.unlink(missing_ok=True)
-    return report
+    return SubjectExport(request_id, file, org_id, held.rows_by_table, held.deliveries, held.subject["shared"])
 
 
-def _read(
-    connection: psycopg.Connection, org_id: str, given: Given, file: Path
-) -> tuple[dict[str, Any], SubjectExport]:
-    subject = subjects.find(connection, org_id, given)
-    tables = {table.full_name: list(catalogue.rows_on(connection, table, subject))
-              for table in catalogue.personal_tables(connection)}  # fmt: skip
-    tables = {name: rows for name, rows in tables.items() if rows}
-    if not tables:
-        raise subjects.nothing_held(org_id, given)
-    counts = {name: len(rows) for name, rows in tables.items()}
-    sent = subjects.deliveries(connection, subject)
-    request_id = connection.execute(
-        sql.SQL(
-            "insert into {} (kind, org_id, role_name, rows_by_table, deliveries, finished_at)"
-            " values ('export', %s, current_user, %s, %s, clock_timestamp()) returning cast(request_id as text)"
-        ).format(subjects.state("subject_requests")),
-        [org_id, Jsonb(counts), Jsonb([asdict(one) for one in sent])],
-    ).fetchone()[0]  # type: ignore[index]
-    content = {
+def _content(request_id: str, org_id: str, held: subjects.Held) -> dict[str, Any]:
+    return {
         "request_id": request_id,
         "org_id": org_id,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "identifiers": {kind: subject[kind] for kind in IDENTIFIERS},
-        "tables": tables,
-        "deliveries": [asdict(one) for one in sent],
+        "identifiers": {kind: held.subject[kind] for kind in IDENTIFIERS},
+        "tables": held.tables,
+        "deliveries": [asdict(one) for one in held.deliveries],
     }
-    return content, SubjectExport(request_id, file, org_id, counts, sent, subject["shared"])

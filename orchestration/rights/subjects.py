@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from orchestration import database, dbt
 from orchestration.errors import UserError
 from orchestration.people import customers_as_of
+from orchestration.rights import catalogue
 from orchestration.settings import target_schema
 
 
@@ -58,12 +59,29 @@ class Delivery:
     logged_at: str
 
 
+@dataclass(frozen=True)
+class Held:
+    """What is held on a subject, who is what find_subject of the database tells: visitor_ids, device_ids, emails, phones and more.
+
+    tables: the rows by table, of an export only.
+    """
+
+    subject: dict[str, Any]
+    rows_by_table: dict[str, int]
+    deliveries: list[Delivery]
+    tables: dict[str, list[dict[str, Any]]]
+
+
 @contextmanager
 def connect() -> Iterator[psycopg.Connection]:
-    """A connection to a database in which something was built. Raises UserError where nothing was yet."""
-    dbt.ensure_table(f"{target_schema()}_state.subject_requests")
+    """A connection to a database that has the tables of requests. Raises UserError for a login that may not look there."""
+    try:
+        dbt.ensure_table(f"{target_schema()}_state.subject_requests")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise UserError(
+            f"This login is nobody's member here ({error.diag.message_primary}): an administrator adds it with audience members add."
+        ) from error
     with database.connect(autocommit=True, application_name="audience rights") as connection:
-        customers_as_of(connection)
         yield connection
 
 
@@ -71,18 +89,50 @@ def state(name: str) -> sql.Identifier:
     return sql.Identifier(f"{target_schema()}_state", name)
 
 
-def find(connection: psycopg.Connection, org_id: str, given: Given) -> dict[str, Any]:
-    """The subject as find_subject of the database tells it: visitor_ids, device_ids, emails, phones, landing_ids and more.
+def is_owner(connection: psycopg.Connection) -> bool:
+    """Whether this login may build, and see to the requests of others."""
+    query = "select pg_has_role(relowner, 'usage') from pg_class where oid = cast(%s as regclass)"
+    return connection.execute(query, [state("subject_requests").as_string()]).fetchone()[0]  # type: ignore[index]
 
-    In a transaction, because it uses a table of that long. Raises UserError for who may not ask.
+
+def ask(connection: psycopg.Connection, org_id: str, kind: str) -> str:
+    """Keeps who asks for what (preview, erasure or export) of an org, and returns the id of the request.
+
+    Raises UserError for who may not, which is kept too, and where nothing was built yet.
     """
-    given.check()
+    query = sql.SQL("select cast(new_id as text), refusal from {}(%s, %s)").format(state("request_subject"))
     try:
-        return connection.execute(
-            sql.SQL("select {}(%s, %s)").format(state("find_subject")), [org_id, Jsonb(asdict(given))]
-        ).fetchone()[0]  # type: ignore[index]
+        request_id, refusal = connection.execute(query, [org_id, kind]).fetchone()  # type: ignore[misc]
     except psycopg.errors.InsufficientPrivilege as error:
-        raise UserError(f"{connection.info.user} may not do this ({error.diag.message_primary}): run it as the owner.") from error  # fmt: skip
+        raise UserError(
+            f"{connection.info.user} may not do this ({error.diag.message_primary}): an administrator gives the role admin "
+            "with audience members add."
+        ) from error
+    if refusal:
+        raise UserError(f"{connection.info.user} may not do this: {refusal}.")
+    customers_as_of(connection)
+    return request_id
+
+
+def read(connection: psycopg.Connection, request_id: str, org_id: str, given: Given) -> Held:
+    """What is held on whom a request of a preview or an export is of, all of one moment: in a transaction, once.
+
+    Raises UserError when nothing is.
+    """
+    connection.execute("set transaction isolation level repeatable read")
+    held = call(connection, "read_subject", request_id, org_id, given)
+    sent = [Delivery(**one) for one in held["deliveries"]]
+    return Held(held["subject"], dict(sorted(held["rows_by_table"].items())), sent, held["tables"] or {})
+
+
+def call(connection: psycopg.Connection, function: str, request_id: str, org_id: str, given: Given) -> dict[str, Any]:
+    """The answer of a function to a request. Raises UserError when nothing is held."""
+    tables = catalogue.as_argument(catalogue.personal_tables(connection))
+    query = sql.SQL("select {}(cast(%s as uuid), %s, %s)").format(state(function))
+    answer = connection.execute(query, [request_id, Jsonb(asdict(given)), tables]).fetchone()[0]  # type: ignore[index]
+    if not answer["rows_by_table"]:
+        raise nothing_held(org_id, given)
+    return answer
 
 
 class NothingHeld(UserError):
@@ -93,37 +143,3 @@ def nothing_held(org_id: str, given: Given) -> NothingHeld:
     named = [value for values in asdict(given).values() for value in values]
     some = ", ".join(map(repr, named[:3])) + (" and others" if len(named) > 3 else "")
     return NothingHeld(f"Org {org_id!r} holds nothing on {some}: check the org and the spelling.")
-
-
-# An export had him on its list when a kept list says so, or when he was a member of its segment at the time. Of a delta
-# that is less certain: it may have had him in an earlier one of its line.
-_DELIVERIES = """
-select cast(export_id as text), org_id, segment_name, purpose, format, destination, outcome, to_char(logged_at, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-from (
-    select distinct on (export_id) * from {log} where org_id = %(org_id)s order by export_id, log_number desc
-) as latest
-where outcome not in ('refused', 'failed') and (
-    exists (
-        select from {lists} as lists where lists.export_id = latest.export_id and lists.visitor_ids && %(visitor_ids)s::text[]
-    )
-    or exists (
-        select from {memberships} as stays
-        cross join (
-            -- the list is of some moment between these
-            select min(logged_at) as asked_at, coalesce(min(logged_at) filter (where outcome in ('completed', 'failed')), max(logged_at)) as read_at
-            from {log} as log where log.export_id = latest.export_id
-        ) as reading
-        where stays.org_id = latest.org_id and stays.segment_name = latest.segment_name and stays.visitor_id = any(%(visitor_ids)s::text[])
-            and stays.entered_at <= reading.read_at and coalesce(stays.left_at, 'infinity') > reading.asked_at
-    )
-)
-order by logged_at, export_id
-"""
-
-
-def deliveries(connection: psycopg.Connection, subject: dict[str, Any]) -> list[Delivery]:
-    """Exports that had the subject on their lists, the oldest first."""
-    query = sql.SQL(_DELIVERIES).format(
-        log=state("segment_export_log"), lists=state("segment_export_members"), memberships=state("segment_memberships")
-    )
-    return [Delivery(*row) for row in connection.execute(query, subject)]

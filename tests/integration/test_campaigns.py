@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from orchestration import members, segments
+from orchestration import members, segments, suppressions
 from orchestration.campaigns import bounces, log, runner, sending, unsubscribes
 from orchestration.errors import UserError
 from orchestration.exports import runner as exports
@@ -687,6 +687,38 @@ def returned(message: EmailMessage, code: str) -> bytes:
     report.attach(status)
     report.attach(MIMEText(f"Message-ID: {message['Message-ID']}\n", "rfc822-headers"))
     return report.as_bytes()
+
+
+def test_an_address_that_bounced_for_good_is_not_written_to_again(connection, mailbox, template, tmp_path):
+    send(connection, template)
+    came_back = {"ada": "5.1.1", "bob": "4.2.2", "cyd": "unknown"}
+    for name, code in came_back.items():
+        (tmp_path / f"{name}.eml").write_bytes(returned(mailbox.message(f"{name}@example.com"), code))
+        assert bounces.note(connection, tmp_path / f"{name}.eml").bounced_count == 1
+    found = connection.execute("select org_id, identifier_kind, purpose, reason from audience_state.suppressions where identifier_kind = 'email'")  # fmt: skip
+    assert found.fetchall() == [(ORG, "email", "email", "bounced")]
+    mailbox.accepted.clear()
+    assert send(connection, template, "Summer").sent_count == 4
+    assert "ada@example.com" not in mailbox.recipients and "bob@example.com" in mailbox.recipients
+
+    # who lifts it is not overruled by the same report
+    suppressions.suppress(connection, ORG, emails=["Ada@example.com"], purpose="email", is_lifted=True)
+    assert bounces.note(connection, tmp_path / "ada.eml").already_count == 1
+    assert send(connection, template, "Autumn").sent_count == 5
+
+
+def test_a_bounce_is_noted_with_its_suppression_or_not_at_all(connection, mailbox, template, tmp_path, monkeypatch):
+    send(connection, template)
+    (tmp_path / "ada.eml").write_bytes(returned(mailbox.message("ada@example.com"), "5.1.1"))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(suppressions, "suppress", killed)
+        bounces.note(connection, tmp_path / "ada.eml")
+    assert bounces.note(connection, tmp_path / "ada.eml").bounced_count == 1
+    assert connection.execute("select count(*) from audience_state.suppressions where reason = 'bounced'").fetchone()[0] > 0  # fmt: skip
 
 
 def test_returned_messages_are_counted_once_from_files_mailboxes_and_maildirs(connection, mailbox, template, tmp_path):

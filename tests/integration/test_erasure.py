@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from orchestration import database, segments
+from orchestration import alerts, database, hot_leads, segments
 from orchestration.build import build
 from orchestration.errors import CheckFailed, UserError
 from orchestration.exports import log, runner
@@ -244,6 +244,39 @@ def test_an_erasure_is_a_removal_in_the_next_delta(connection):
         assert kept.fetchone() == (0,) and log.verify_log().rows > 0
 
 
+def test_no_alert_tells_of_whom_was_erased(connection, monkeypatch):
+    monkeypatch.delenv(alerts.WEBHOOK, raising=False)
+    acts = ("page_view", "event_view", "ticket_cta_click", "checkout_started")
+    moment = "2026-07-01T12:10:00Z"
+    land(connection, *(event(f"hot {act}", user_id="lead-of-alerts", event_type=act, occurred_at=moment, received_at=moment) for act in acts))  # fmt: skip
+    assert hot_leads.alert_hot_leads(datetime(2026, 7, 1, 13, tzinfo=UTC)).alerted_count == 1
+    assert "Hot leads: 1 new" in alerts.log_file().read_text()
+    done = erasure.erase(ORG, Given(user_ids=["lead-of-alerts"]))
+    assert done.rows_by_table[f"{STATE}.hot_lead_alerts"] == 1
+    assert people.traces(connection, {"lead-of-alerts"}, alerts.log_file()) == set()
+    assert connection.execute(f"select count(*) from {STATE}.hot_lead_alerts").fetchone() == (0,)
+
+
+def test_statistics_of_changes_tell_nothing(connection):
+    """As when the server analyzes a table of changes in the midst of a build."""
+    land(connection, event("counted", user_id="was-counted"))
+    build(as_of=AS_OF)
+    feeds = connection.execute(
+        "select format('%I.%I', table_schema, table_name) from information_schema.columns"
+        " where table_schema ~ '^audience' and table_name like '%\\_\\_changes' and column_name = 'visitor_id'"
+    ).fetchall()
+    for (feed,) in feeds:
+        connection.execute(
+            f"insert into {feed} (visitor_id, weight) select 'was-counted', 1 from generate_series(1, 40)"
+        )
+        connection.execute(f"analyze {feed}")
+        connection.execute(f"truncate {feed}")
+    told = "select count(*) from pg_stats where tablename like '%\\_\\_changes' and cast(most_common_vals as text) like '%was-counted%'"
+    assert feeds and connection.execute(told).fetchone() == (len(feeds),)
+    erasure.erase(ORG, Given(user_ids=["was-counted"]))
+    assert people.traces(connection, {"was-counted"}) == set()
+
+
 def test_what_a_writer_commits_late_is_erased_too(connection):
     land(connection, event("early", user_id="writer"))
     build(as_of=AS_OF)
@@ -268,40 +301,6 @@ def test_a_writer_who_does_not_end_is_not_waited_for(connection, monkeypatch):
             erasure.erase(ORG, Given(user_ids=["other 1"]))
         writer.rollback()
     assert "other 1" in there(connection)
-
-
-@pytest.mark.parametrize("role", [None, "audience_reader", "audience_analyst", "audience_admin"])
-def test_nobody_but_the_owner_erases_or_looks(connection, role):
-    name = sql.Identifier(f"persona_of_erasure_{os.getpid()}")
-    connection.execute(sql.SQL("create role {} login password 'secret'").format(name))
-    try:
-        if role:
-            connection.execute(sql.SQL("grant {} to {}").format(sql.Identifier(role), name))
-            connection.execute(
-                f"insert into {STATE}.org_members (login_name, org_id) values (%s, %s)",
-                [name.as_string().strip('"'), ORG],
-            )
-        with psycopg.connect(user=name.as_string().strip('"'), password="secret", autocommit=True) as persona:
-            for statement in (
-                f"select {STATE}.find_subject('{ORG}', '{{}}')", f"select {STATE}.erase_subject('{ORG}', '{{}}', '{{}}', '[]')",
-                f"select {STATE}.rejections_of_subject('{{}}')", f"select {STATE}.remove_memberships('{ORG}', '{{}}')",
-                f"table {STATE}.subject_requests", "table analytics.tombstones", "delete from analytics.tombstones",
-                "select analytics.erased_texts('{}', '{}')", "select analytics.ensure_erased_stay_out()", "do $$ begin lock table analytics.events; end $$",
-            ):  # fmt: skip
-                with pytest.raises(errors.InsufficientPrivilege):
-                    persona.execute(statement)
-            if role != "audience_admin":  # also when somebody granted it
-                connection.execute(
-                    sql.SQL(
-                        f"grant usage on schema {STATE} to {{0}}; grant execute on all functions in schema {STATE} to {{0}}"
-                    ).format(name)
-                )
-                for function in (f"find_subject('{ORG}', '{{}}')", f"erase_subject('{ORG}', '{{}}', '{{}}', '[]')"):
-                    with pytest.raises(errors.InsufficientPrivilege, match="ask an administrator"):
-                        persona.execute(f"select {STATE}.{function}")
-    finally:
-        connection.execute(f"delete from {STATE}.org_members")
-        connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(name))
 
 
 def test_a_column_that_nobody_classified_stops_both(connection, tmp_path):

@@ -15,7 +15,7 @@ import dagster
 import psycopg
 import pytest
 
-from orchestration import alerts, database, hot_leads
+from orchestration import alerts, database, hot_leads, suppressions
 from orchestration.build import build
 from orchestration.errors import UserError
 from orchestration.exports import webhooks
@@ -49,14 +49,20 @@ def room(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, tmp_pa
         yield found
 
 
-def land_lead(connection: psycopg.Connection, visitor: str, org: str = ORG) -> None:
+def land_lead(connection: psycopg.Connection, visitor: str, org: str = ORG, column: str = "anonymous_id") -> None:
     """Somebody who has clicked for a ticket and begun a checkout a moment ago: 7 points."""
     for number, act in enumerate(ACTS):
         connection.execute(
-            "insert into analytics.events (event_id, org_id, event_type, occurred_at, anonymous_id)"
+            f"insert into analytics.events (event_id, org_id, event_type, occurred_at, {column})"
             " values (%s, %s, %s, now() - interval '1 minute' * %s, %s)",
             [f"{visitor} {act}", org, act, 10 - number, visitor],
         )
+
+
+def asked(connection: psycopg.Connection) -> set[tuple[str, str]]:
+    """Org and visitor of the leads of both orgs."""
+    query = "select visitor_id from audience.get_high_intent_visitors(%s)"
+    return {(org, visitor) for org in (ORG, OTHER_ORG) for (visitor,) in connection.execute(query, [org])}
 
 
 def outcomes(connection: psycopg.Connection) -> dict[str, str]:
@@ -76,7 +82,9 @@ def test_a_lead_is_alerted_once_in_every_org(connection, room):
     assert text.startswith("Hot leads: 2 new, 2 in all.\n")
     assert f"{ORG}: lead-1 (7)" in text and f"{OTHER_ORG}: lead-2 (7)" in text
     assert text.endswith("docs/operations.md#hot-leads")
-    assert [entry["text"] for entry in logged()] == [text]
+    [told] = [entry["text"] for entry in logged()]
+    assert told.startswith("Hot leads: 2 new, 2 in all.\n") and told.endswith("docs/operations.md#hot-leads")
+    assert f"{ORG}: 1 new\n" in told and "lead-1" not in told and "lead-2" not in told
     assert alerts.log_file().stat().st_mode & 0o777 == 0o600
 
     land_lead(connection, "lead-3")
@@ -86,6 +94,41 @@ def test_a_lead_is_alerted_once_in_every_org(connection, room):
     assert (third.leads_count, third.alerted_count) == (3, 0)
     assert len(room.texts) == 2 and "lead-1" not in room.texts[1]
     assert outcomes(connection) == dict.fromkeys(("lead-1", "lead-2", "lead-3"), "posted")
+
+
+def test_who_is_left_alone_is_no_lead(connection, room):
+    """By an id that no build has seen, and by the address of a customer; for everything, not for messages alone."""
+    known, email = connection.execute(
+        "select visitor_id, email from audience_contacts.customer_contacts join audience.audience_customers using (org_id, visitor_id)"
+        " where org_id = %s and email is not null and not is_opted_out order by visitor_id limit 1", [ORG],
+    ).fetchone()  # fmt: skip
+    land_lead(connection, known, column="user_id")
+    land_lead(connection, "new-device")
+    land_lead(connection, "new-device", OTHER_ORG)
+    land_lead(connection, "no-mail")
+    connection.execute("delete from audience_state.suppressions")
+    leads = {(ORG, known), (ORG, "new-device"), (OTHER_ORG, "new-device"), (ORG, "no-mail")}
+    assert asked(connection) == leads
+    with suppressions.connect() as own:
+        for left_alone, whom in (((ORG, known), {"emails": [email]}), ((ORG, "new-device"), {"ids": ["new-device"]})):
+            suppressions.suppress(own, ORG, **whom)
+            leads.remove(left_alone)
+            assert asked(connection) == leads
+        for purpose in ("email", "advertising"):
+            suppressions.suppress(own, ORG, ids=["no-mail"], purpose=purpose)
+        assert asked(connection) == leads
+        assert hot_leads.alert_hot_leads().leads_count == 2
+        assert outcomes(connection).keys() == {"new-device", "no-mail"} and known not in room.texts[0]
+        assert connection.execute("select array_agg(org_id) from audience_state.hot_lead_alerts where visitor_id = 'new-device'").fetchone() == ([OTHER_ORG],)  # fmt: skip
+
+        suppressions.suppress(own, ORG, ids=["new-device"], is_lifted=True)
+        assert asked(connection) == leads | {(ORG, "new-device")}
+        # one that a dbt typed by hand left behind
+        connection.execute("truncate audience_state.suppressed_visitors")
+        connection.execute("delete from audience_state.model_state where model = 'the suppressed visitors'")
+        assert hot_leads.alert_hot_leads().alerted_count == 1 and known not in outcomes(connection)
+    connection.execute("delete from audience_state.suppressions")
+    connection.execute("delete from audience_state.suppressed_visitors")
 
 
 def test_a_lead_may_be_alerted_again_after_a_while(connection, room):
@@ -155,8 +198,8 @@ KILLED = """
 import os, signal
 from orchestration import alerts, hot_leads
 send = alerts.send
-def killed(*arguments):
-    if {after}: send(*arguments)
+def killed(*arguments, **named):
+    if {after}: send(*arguments, **named)
     os.kill(os.getpid(), signal.SIGKILL)
 alerts.send = killed
 hot_leads.alert_hot_leads()

@@ -63,9 +63,11 @@ READ_BY_ADMINS = {"audience_state.campaigns": {"select"}, "audience_state.campai
 CAMPAIGNS = {
     f"audience_state.{name}" for name in ("send_standing", "open_campaign", "claim_send", "record_send", "unsubscribe")
 }
-OF_ADMINS = {"audience_state.suppress"} | CAMPAIGNS
-# With their owner's rights, and granted to nobody.
-OF_ERASURE = {"analytics.keep_erased_out", "audience_state.erase_subject", "audience_state.find_subject"}
+OF_ADMINS = {"audience_state.suppress", "audience_state.read_subject", "audience_state.erase_subject"} | CAMPAIGNS
+# For readers, too, so that their refusals are kept.
+ASKING_FOR_PEOPLE = "audience_state.request_subject"
+# With its owner's rights, and granted to nobody.
+OF_ERASURE = {"analytics.keep_erased_out"}
 WITHOUT_ORG = {"audience.calendar_days"} | {
     f"audience_seeds.{name}" for name in SEEDS - {"orgs", "kpi_targets", "benchmarks"}
 }
@@ -447,6 +449,7 @@ def test_grants_are_those_declared(project):
     }
     expected |= {("audience_state", "usage", role) for role in ("audience_reader", "audience_analyst")}
     expected |= {(name, "execute", "audience_admin") for name in OF_ADMINS}
+    expected.add((ASKING_FOR_PEOPLE, "execute", "audience_reader"))
     expected.add(("a column of audience_state.audience_segments", "update", "audience_analyst"))
     # as their caller, who may change nothing by them; and the orgs of who asks, for policies
     expected |= {
@@ -505,7 +508,7 @@ def test_every_exposed_relation_is_secured(project):
     assert {name for name, _ in definers} == {
         "audience_state.readable_orgs",
         "audience.get_high_intent_visitors",
-    } | DOOR | OF_ADMINS | OF_ERASURE
+    } | DOOR | OF_ADMINS | OF_ERASURE | {ASKING_FOR_PEOPLE}
     assert all("search_path=pg_catalog, pg_temp" in settings for _, settings in definers)
 
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ _NAMES = (
     "tombstones",
     "event_id_of",
     "erased_texts",
+    "without_personal_data",
 )
 
 
@@ -143,6 +145,7 @@ class _Landing(_Statements):
         self.last_landing_id = 0
         self.has_tombstones = False
         self.erased = 0
+        self.stripped_before: datetime | None = None
 
     def open(self) -> str:
         """Waits for another load to end, so that two loads of one file cannot both land it. Returns now."""
@@ -159,6 +162,8 @@ class _Landing(_Statements):
         last = self.execute("select coalesce(max(landing_id), 0) from {events} where rejection_reason is not null")
         self.last_landing_id = last.fetchone()[0]
         self.has_tombstones = self.execute("select exists (select from {tombstones})").fetchone()[0]
+        stripped = self.execute(_STRIPPED_BEFORE).fetchone()
+        self.stripped_before = stripped[0] if stripped else None
         return self.execute("""select to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.US')""").fetchone()[0]
 
     def write(self, block: Block, file_name: str) -> int:
@@ -180,6 +185,8 @@ class _Landing(_Statements):
             self.execute(_MAKE_EVENT_IDS)
             self.execute(_DROP_REPEATED)
             if self.execute(_FIND_LANDED).rowcount:
+                if self.stripped_before:
+                    self.execute(_STRIP_COPIES, [self.stripped_before])
                 self.execute(_DROP_LANDED)
             new = self.execute(_COUNT_NEW).fetchone()[0]
             self.execute("insert into {events} ({columns}) select {columns} from staged_events order by line_number")
@@ -317,6 +324,22 @@ from (select distinct event_id from staged_events) as staged
 cross join lateral (
     select {columns} from {events} as events where events.event_id = staged.event_id offset 0
 ) as landed
+"""
+
+# Rows received before have lost their personal data (macros/mechanics/retention.sql).
+_STRIPPED_BEFORE = """
+select timestamptz 'epoch' + position * interval '1 microsecond' from {runner_state} where name = 'personal data received'
+"""
+
+# Copies of these are told by what is left.
+_STRIP_COPIES = """
+update staged_events as staged set properties = landed.properties
+from landed_events as landed
+where staged.org_id = landed.org_id
+    and staged.event_id = landed.event_id
+    and landed.received_at < %s
+    and (staged.received_at = landed.received_at or staged.received_at = now())
+    and {without_personal_data}(staged.properties) = landed.properties
 """
 
 _DROP_LANDED = """

@@ -168,6 +168,7 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 {{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'null', 'received_at') }}
 
 {{ privacy_ddl() }}
+{{ retention_ddl() }}
 {{ event_functions_ddl(landing) }}
 {{ tombstones_ddl() }}
 {% endmacro %}

@@ -1,7 +1,9 @@
-{# The order of an event's deliveries: the first counts. The earliest received; ties by content, never by arrival. #}
+{# The order of an event's deliveries: the first counts. The earliest received; ties by content, never by arrival, and first by
+   content that stays when personal data is removed. #}
 {% macro delivery_order(event) -%}
 {{ event }}.received_at,
-            md5(cast(row({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties) as text)),
+            md5(cast(row({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties - {{ personal_properties() }}) as text)),
+            md5(cast({{ event }}.properties as text)),
             {{ event }}.landing_id
 {%- endmacro %}
 
@@ -107,7 +109,7 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 {% macro has_contact_details() -%}
-properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
+properties ?| {{ personal_properties() }}
 {%- endmacro %}
 
 {% macro connection_type() -%}

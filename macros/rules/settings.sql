@@ -8,6 +8,8 @@
     ('repeat_visitor_min_sessions', 'at least 1', var('repeat_visitor_min_sessions') >= 1),
     ('calibration_interval_days', 'at least 1', var('calibration_interval_days') >= 1),
     ('calibration_outcome_days', 'at least 1', var('calibration_outcome_days') >= 1),
+    ('personal_data_retention_days', 'a whole number of days, at least 0', var('personal_data_retention_days') is integer and var('personal_data_retention_days') >= 0),
+    ('retention_batch_rows', 'at least 1', var('retention_batch_rows') >= 1),
     ('export_minimum_people_count', 'at least 0', var('export_minimum_people_count') >= 0),
     ('export_webhook_attempts', 'at least 1', var('export_webhook_attempts') >= 1),
     ('quality_high_min_score', 'more than quality_medium_min_score', var('quality_medium_min_score') < var('quality_high_min_score')),

@@ -24,6 +24,8 @@ create index if not exists events_event on {{ landing }}.events using hash (even
 drop index if exists {{ landing }}.events_device, {{ landing }}.events_user;
 create index if not exists events_landed on {{ landing }}.events (landed_xid);
 create index if not exists events_received on {{ landing }}.events using brin (received_at);
+-- else what landed since the last vacuum is read by whoever asks for any day
+alter index {{ landing }}.events_received set (autosummarize = on);
 create index if not exists events_unfinished on {{ landing }}.events (landing_id) where {{ is_unfinished() }};
 create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
 
@@ -171,6 +173,7 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 {{ retention_ddl() }}
 {{ event_functions_ddl(landing) }}
 {{ tombstones_ddl() }}
+{{ storage_ddl(landing) }}
 {% endmacro %}
 
 

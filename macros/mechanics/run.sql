@@ -125,6 +125,7 @@ end $$;
 {{ exports_ddl() }}
 {{ campaigns_ddl() }}
 {{ erasure_ddl() }}
+{{ storage_ddl(state_schema()) }}
 {% endmacro %}
 
 

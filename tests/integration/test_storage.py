@@ -40,7 +40,7 @@ where n_dead_tup > 50 + reltuples * coalesce(
     (select cast(option_value as real) from pg_options_to_table(reloptions) where option_name = 'autovacuum_vacuum_scale_factor'), 0.2)
 """
 SIZE = """
-select sum(pg_total_relation_size(pg_class.oid)) from pg_class join pg_namespace on pg_namespace.oid = relnamespace
+select cast(sum(pg_total_relation_size(pg_class.oid)) as bigint) from pg_class join pg_namespace on pg_namespace.oid = relnamespace
 where relkind = 'r' and relname !~ '__changes$' and nspname ~ ('^' || %s || '(_intermediate|_contacts)?$')
 """
 
@@ -106,7 +106,6 @@ def test_tables_stay_small_over_nights_and_keep_their_settings(connection, tmp_p
     Builder("fresh", tmp_path, connection, moment)
     (fresh,) = connection.execute(SIZE, ["fresh"]).fetchone()
     print(f"sizes {sizes}, of a first build {fresh}: {sizes[-1] / fresh:.2f} times as large, {vacuumed} vacuums")
-    assert vacuumed > 0
     assert sizes[-1] < MOST_GROWTH * fresh
     assert wrong_options(connection) == {}
 

@@ -87,7 +87,7 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
 
 def ensure_landing_tables() -> None:
     """Makes the landing tables where they are missing, or of a release before the newest table."""
-    dbt.ensure_table(f"{project_variables()['landing_schema']}.tombstones")
+    dbt.ensure_table(f"{project_variables()['landing_schema']}.retained_events")
 
 
 _NAMES = (
@@ -100,6 +100,8 @@ _NAMES = (
     "event_id_of",
     "erased_texts",
     "without_personal_data",
+    "retained_events",
+    "delivery_content",
 )
 
 
@@ -188,6 +190,8 @@ class _Landing(_Statements):
                 if self.stripped_before:
                     self.execute(_STRIP_COPIES, [self.stripped_before])
                 self.execute(_DROP_LANDED)
+            if self.execute(_FIND_RETAINED).rowcount:
+                self.execute(_DROP_RETAINED)
             new = self.execute(_COUNT_NEW).fetchone()[0]
             self.execute("insert into {events} ({columns}) select {columns} from staged_events order by line_number")
             accepted += self.execute(_COUNT_STAYED).fetchone()[0] if self._count_erased() else new
@@ -273,6 +277,7 @@ _NO_CONTENT = ("event_id", "org_id", "received_at")
 _KNOWN_POSITIONS = """
 select position from unnest(%s::text[]) with ordinality as fresh (event_id, position)
 where exists (select from {events} as events where events.event_id = fresh.event_id offset 0)
+    or exists (select from {retained_events} as events where events.event_id = fresh.event_id offset 0)
 """
 
 # Fresh rows that the landing table does not take after all. None, unless its rule is stricter than the reader.
@@ -349,6 +354,25 @@ where staged.org_id = landed.org_id
     and staged.occurred_at = landed.occurred_at
     and (staged.received_at = landed.received_at or staged.received_at = now())
     and ({staged_content}) is not distinct from ({landed_content})
+"""
+
+# The same for those that are kept in their short form: told by the sum of what they said.
+_FIND_RETAINED = """
+insert into landed_events (org_id, event_id)
+select retained.org_id, retained.event_id
+from (select distinct event_id from staged_events) as staged
+cross join lateral (
+    select org_id, event_id from {retained_events} as events where events.event_id = staged.event_id offset 0
+) as retained
+"""
+
+_DROP_RETAINED = """
+delete from staged_events as staged using {retained_events} as retained
+where staged.org_id = retained.org_id
+    and staged.event_id = retained.event_id
+    and (staged.received_at = retained.received_at or staged.received_at = now())
+    and retained.content_md5 = {delivery_content}(staged.event_type, staged.occurred_at, staged.anonymous_id, staged.user_id,
+        staged.session_id, staged.url, staged.referrer, staged.user_agent, staged.properties)
 """
 
 _COUNT_NEW = """

@@ -106,7 +106,11 @@ select {{ landing }}.ensure_erased_stay_out();
             coalesce({{ identifier_or_null('events.user_id') }}, devices.user_id, {{ identifier_or_null('events.anonymous_id') }}) as visitor_id,
             nullif(lower(btrim(events.properties ->> 'email')), '') as email, {{ identifier_or_null("events.properties ->> 'phone'") }} as phone,
             ltrim(regexp_replace(events.properties ->> 'phone', '\D', '', 'g'), '0') as digits
-        from {{ var('landing_schema') }}.events as events
+        from (
+            select landing_id, event_id, org_id, anonymous_id, user_id, properties from {{ var('landing_schema') }}.events
+            union all
+            select landing_id, event_id, org_id, anonymous_id, user_id, properties from {{ var('landing_schema') }}.retained_events
+        ) as events
         left join {{ target.schema }}_intermediate.int_devices as devices on devices.org_id = p_org and devices.device_id = events.anonymous_id
         where events.org_id = p_org or coalesce(btrim(events.org_id), '') = ''
     )
@@ -294,6 +298,7 @@ begin
     perform {{ landing }}.ensure_erased_stay_out();
     delete from {{ landing }}.rejected_rows where rejection_id in (select {{ state }}.rejections_of_subject(p_subject));
     delete from {{ landing }}.events where landing_id in (select cast(jsonb_array_elements_text(p_subject -> 'landing_ids') as bigint));
+    delete from {{ landing }}.retained_events where landing_id in (select cast(jsonb_array_elements_text(p_subject -> 'landing_ids') as bigint));
     perform {{ state }}.remove_memberships(p_org, visitors);
     insert into {{ state }}.subject_requests (kind, org_id, role_name, rows_by_table, deliveries, subject)
     values ('erasure', p_org, {{ who_asks() }}, p_rows_by_table, p_deliveries, p_subject)

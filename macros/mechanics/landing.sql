@@ -148,15 +148,21 @@ end $$;
 drop trigger if exists events_restamp on {{ landing }}.events;
 drop function if exists {{ landing }}.restamp_event();
 
--- Arguments: expressions for org, event, landing row and time of receipt of a row. What the same transaction landed, nobody has seen.
+-- Arguments: expressions for org, event, landing row and time of receipt of a row. What the same transaction landed, nobody has seen; and
+-- an event that is retained has not gone.
 create or replace function {{ landing }}.record_removed() returns trigger language plpgsql as $$
 begin
     if tg_op = 'TRUNCATE' then
         insert into {{ landing }}.events_removed default values;
     else
         execute format('insert into {{ landing }}.events_removed (org_id, event_id, landing_id, received_at)
-            select %1$s, %2$s, %3$s, %4$s from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()',
-            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3]);
+            select org_id, event_id, landing_id, received_at
+            from (
+                select %1$s as org_id, %2$s as event_id, cast(%3$s as bigint) as landing_id, %4$s as received_at
+                from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()
+            ) as gone
+            where not (%5$L and exists (select from {{ landing }}.retained_events as kept where kept.landing_id = gone.landing_id))',
+            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3], tg_relid = '{{ landing }}.events'::regclass);
     end if;
     return null;
 end $$;
@@ -171,6 +177,7 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 
 {{ privacy_ddl() }}
 {{ retention_ddl() }}
+{{ retained_events_ddl() }}
 {{ event_functions_ddl(landing) }}
 {{ tombstones_ddl() }}
 {{ storage_ddl(landing) }}

@@ -124,3 +124,125 @@ on conflict (name) do update set position = excluded.position;
 drop table pg_temp.outdated_rows;
 commit;
 {% endmacro %}
+
+
+{# Landed rows that were received too long ago, in the form in which they are kept: what the models read of them. #}
+{% macro retained_events_ddl() %}
+{%- set landing = var('landing_schema') -%}
+-- What a delivery says, for the order of those received at the same moment and to tell copies; without personal data.
+create or replace function {{ landing }}.delivery_content(
+    event_type text, occurred_at timestamptz, anonymous_id text, user_id text, session_id text, url text, referrer text,
+    user_agent text, properties jsonb
+) returns text language sql stable parallel safe as $$
+    select md5(cast(jsonb_build_array(event_type, extract(epoch from occurred_at), anonymous_id, user_id, session_id, url,
+        referrer, user_agent, properties - {{ personal_properties() }}) as text))
+$$;
+
+create table if not exists {{ landing }}.retained_events (
+    landing_id bigint primary key,
+    event_id text not null,
+    org_id text not null,
+    event_type text not null,
+    anonymous_id text,
+    user_id text,
+    session_id text,
+    host text,
+    referrer_host text,
+    user_agent_id text,
+    content_md5 text not null,
+    properties jsonb not null,
+    occurred_at timestamptz not null,
+    received_at timestamptz not null,
+    landed_xid xid8 not null
+);
+create index if not exists retained_events_event on {{ landing }}.retained_events using hash (event_id);
+create index if not exists retained_events_landed on {{ landing }}.retained_events (landed_xid);
+create index if not exists retained_events_received on {{ landing }}.retained_events using brin (received_at) with (autosummarize = on);
+{{ follow_removals(landing ~ '.retained_events', 'org_id', 'event_id', 'landing_id', 'received_at') }}
+{% endmacro %}
+
+
+{# Properties that models read, but for those that say who somebody is, campaigns, click ids and what the seed internal_traffic names. #}
+{% macro read_properties() -%}
+array[
+    'order_id', 'revenue', 'currency', 'product', 'page_load_ms', 'consent', 'dnt', 'gpc', 'device_type', 'os', 'browser',
+    'network_type', 'connection_type', 'effective_type', 'network_effective_type', 'effectiveType'
+]
+{%- endmacro %}
+
+
+{# Moves usable rows that were received more than raw_events_retention_days before the run's start to retained_events, a batch in
+   a transaction. They keep their number, and the transaction that they landed by: no model notices. #}
+{% macro retain_old_events() %}
+{%- set days = var('raw_events_retention_days') -%}
+{%- set seeds = target.schema ~ '_seeds' -%}
+{%- set there = "select to_regclass('" ~ seeds ~ ".click_ids') is not null and to_regclass('" ~ seeds ~ ".internal_traffic') is not null" -%}
+{#- Before the first build there are no seeds, which say what is read of a row. -#}
+{%- if days > 0 and run_query(there).columns[0].values()[0] -%}
+    {%- set before = (run_started_at - modules.datetime.timedelta(days=days)).strftime('%Y-%m-%d %H:%M:%S.%f+00') -%}
+    {%- do run_query(find_retained_sql(before)) -%}
+    {%- set more = namespace(found=true) -%}
+    {%- for batch in range(100000) if more.found -%}
+        {%- set more.found = run_query(retain_batch_sql(seeds)).columns[0].values()[0] > 0 -%}
+        {%- do run_query('commit') -%}
+    {%- endfor -%}
+{%- endif -%}
+{% endmacro %}
+
+
+{% macro find_retained_sql(before) %}
+drop table if exists pg_temp.outdated_rows;
+create temporary table outdated_rows as
+select landing_id, event_id from {{ var('landing_schema') }}.events
+where received_at < timestamptz '{{ before }}' and {{ landed_rejection_reason() }} is null;
+create index on pg_temp.outdated_rows (landing_id);
+analyze pg_temp.outdated_rows;
+commit;
+{% endmacro %}
+
+
+{# What is kept gives the models what the row gave: campaign parameters and click ids, which the url may hold, are among the
+   properties then, where they come first. #}
+{% macro retain_batch_sql(seeds) %}
+{%- set landing = var('landing_schema') -%}
+with batch as (
+    delete from pg_temp.outdated_rows
+    where landing_id in (select landing_id from pg_temp.outdated_rows order by landing_id limit {{ var('retention_batch_rows') }})
+    returning landing_id, event_id
+),
+gone as (
+    delete from {{ landing }}.events as events using batch
+    where events.event_id = batch.event_id and events.landing_id = batch.landing_id
+    returning events.*
+),
+click_rules as (
+    select array_agg(parameter) as parameters, '[?&](' || string_agg(parameter, '|') || ')=' as pattern from {{ seeds }}.click_ids
+),
+internal_rules as (
+    select coalesce(array_agg(distinct substr(field, 12)) filter (where field like 'properties.%'), '{}') as parameters from {{ seeds }}.internal_traffic
+),
+moved as (
+    insert into {{ landing }}.retained_events
+    select
+        landing_id, event_id, org_id, event_type, anonymous_id, user_id, session_id,
+        {{ url_host('url') }}, {{ url_host('referrer') }}, md5(user_agent),
+        {{ landing }}.delivery_content(event_type, occurred_at, anonymous_id, user_id, session_id, url, referrer, user_agent, properties),
+        coalesce((
+            select jsonb_object_agg(key, value) from jsonb_each(properties)
+            where (key = any({{ read_properties() }}) or key = any(internal_rules.parameters)) and not key = any({{ personal_properties() }})
+        ), '{}')
+        || jsonb_strip_nulls(jsonb_build_object(
+            'utm_source', {{ campaign_parameter('utm_source') }}, 'utm_medium', {{ campaign_parameter('utm_medium') }}, 'utm_campaign', {{ campaign_parameter('utm_campaign') }}
+        ))
+        || case when properties ?| click_rules.parameters or (url like '%?%' and url ~* click_rules.pattern) then coalesce((
+            select jsonb_object_agg(parameter, value) filter (where value is not null)
+            from unnest(click_rules.parameters) as parameter
+            cross join lateral (select coalesce(properties ->> parameter, {{ landing }}.url_parameter(url, parameter)) as value) as found
+        ), '{}') else '{}' end,
+        occurred_at, received_at, landed_xid
+    from gone
+    cross join click_rules
+    cross join internal_rules
+)
+select count(*) from batch
+{% endmacro %}

@@ -6,7 +6,7 @@
     {% do refuse_beside_another_build() %}
     {% do ensure_tables() %}
     {% if flags.WHICH in ('run', 'build', 'seed') %}{% do secure_what_is_there() %}{% endif %}
-    {% if flags.WHICH in ('run', 'build') %}{% do forget_personal_data() %}{% endif %}
+    {% if flags.WHICH in ('run', 'build') %}{% do forget_personal_data() %}{% do retain_old_events() %}{% endif %}
 {% endif %}
 {% endmacro %}
 

@@ -9,6 +9,7 @@
     ('calibration_interval_days', 'at least 1', var('calibration_interval_days') >= 1),
     ('calibration_outcome_days', 'at least 1', var('calibration_outcome_days') >= 1),
     ('personal_data_retention_days', 'a whole number of days, at least 0', var('personal_data_retention_days') is integer and var('personal_data_retention_days') >= 0),
+    ('raw_events_retention_days', '0, or a whole number of days that is not less than personal_data_retention_days, which has to be set, too', var('raw_events_retention_days') is integer and (var('raw_events_retention_days') == 0 or 0 < var('personal_data_retention_days') <= var('raw_events_retention_days'))),
     ('retention_batch_rows', 'at least 1', var('retention_batch_rows') >= 1),
     ('export_minimum_people_count', 'at least 0', var('export_minimum_people_count') >= 0),
     ('export_webhook_attempts', 'at least 1', var('export_webhook_attempts') >= 1),

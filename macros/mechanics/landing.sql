@@ -161,8 +161,12 @@ begin
                 select %1$s as org_id, %2$s as event_id, cast(%3$s as bigint) as landing_id, %4$s as received_at
                 from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()
             ) as gone
-            where not (%5$L and exists (select from {{ landing }}.retained_events as kept where kept.landing_id = gone.landing_id))',
-            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3], tg_relid = '{{ landing }}.events'::regclass);
+            where not %5$s',
+            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3], case
+                when tg_op = 'DELETE' and tg_relid = '{{ landing }}.events'::regclass
+                    then 'exists (select from {{ landing }}.retained_events as kept where kept.landing_id = gone.landing_id)'
+                else 'false'
+            end);
     end if;
     return null;
 end $$;

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def load_files(paths: Sequence[Path], *, progress: Callable[[int, int], None] | 
 
 def ensure_landing_tables() -> None:
     """Makes the landing tables where they are missing, or of a release before the newest table."""
-    dbt.ensure_table(f"{project_variables()['landing_schema']}.tombstones")
+    dbt.ensure_table(f"{project_variables()['landing_schema']}.retained_events")
 
 
 _NAMES = (
@@ -98,6 +99,9 @@ _NAMES = (
     "tombstones",
     "event_id_of",
     "erased_texts",
+    "without_personal_data",
+    "retained_events",
+    "delivery_content",
 )
 
 
@@ -143,6 +147,7 @@ class _Landing(_Statements):
         self.last_landing_id = 0
         self.has_tombstones = False
         self.erased = 0
+        self.stripped_before: datetime | None = None
 
     def open(self) -> str:
         """Waits for another load to end, so that two loads of one file cannot both land it. Returns now."""
@@ -159,6 +164,8 @@ class _Landing(_Statements):
         last = self.execute("select coalesce(max(landing_id), 0) from {events} where rejection_reason is not null")
         self.last_landing_id = last.fetchone()[0]
         self.has_tombstones = self.execute("select exists (select from {tombstones})").fetchone()[0]
+        stripped = self.execute(_STRIPPED_BEFORE).fetchone()
+        self.stripped_before = stripped[0] if stripped else None
         return self.execute("""select to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.US')""").fetchone()[0]
 
     def write(self, block: Block, file_name: str) -> int:
@@ -180,7 +187,11 @@ class _Landing(_Statements):
             self.execute(_MAKE_EVENT_IDS)
             self.execute(_DROP_REPEATED)
             if self.execute(_FIND_LANDED).rowcount:
+                if self.stripped_before:
+                    self.execute(_STRIP_COPIES, [self.stripped_before])
                 self.execute(_DROP_LANDED)
+            if self.execute(_FIND_RETAINED).rowcount:
+                self.execute(_DROP_RETAINED)
             new = self.execute(_COUNT_NEW).fetchone()[0]
             self.execute("insert into {events} ({columns}) select {columns} from staged_events order by line_number")
             accepted += self.execute(_COUNT_STAYED).fetchone()[0] if self._count_erased() else new
@@ -266,6 +277,7 @@ _NO_CONTENT = ("event_id", "org_id", "received_at")
 _KNOWN_POSITIONS = """
 select position from unnest(%s::text[]) with ordinality as fresh (event_id, position)
 where exists (select from {events} as events where events.event_id = fresh.event_id offset 0)
+    or exists (select from {retained_events} as events where events.event_id = fresh.event_id offset 0)
 """
 
 # Fresh rows that the landing table does not take after all. None, unless its rule is stricter than the reader.
@@ -319,6 +331,22 @@ cross join lateral (
 ) as landed
 """
 
+# Rows received before have lost their personal data (macros/mechanics/retention.sql).
+_STRIPPED_BEFORE = """
+select timestamptz 'epoch' + position * interval '1 microsecond' from {runner_state} where name = 'personal data received'
+"""
+
+# Copies of these are told by what is left.
+_STRIP_COPIES = """
+update staged_events as staged set properties = landed.properties
+from landed_events as landed
+where staged.org_id = landed.org_id
+    and staged.event_id = landed.event_id
+    and landed.received_at < %s
+    and (staged.received_at = landed.received_at or staged.received_at = now())
+    and {without_personal_data}(staged.properties) = landed.properties
+"""
+
 _DROP_LANDED = """
 delete from staged_events as staged using landed_events as landed
 where staged.org_id = landed.org_id
@@ -326,6 +354,25 @@ where staged.org_id = landed.org_id
     and staged.occurred_at = landed.occurred_at
     and (staged.received_at = landed.received_at or staged.received_at = now())
     and ({staged_content}) is not distinct from ({landed_content})
+"""
+
+# The same for those that are kept in their short form: told by the sum of what they said.
+_FIND_RETAINED = """
+insert into landed_events (org_id, event_id)
+select retained.org_id, retained.event_id
+from (select distinct event_id from staged_events) as staged
+cross join lateral (
+    select org_id, event_id from {retained_events} as events where events.event_id = staged.event_id offset 0
+) as retained
+"""
+
+_DROP_RETAINED = """
+delete from staged_events as staged using {retained_events} as retained
+where staged.org_id = retained.org_id
+    and staged.event_id = retained.event_id
+    and (staged.received_at = retained.received_at or staged.received_at = now())
+    and retained.content_md5 = {delivery_content}(staged.event_type, staged.occurred_at, staged.anonymous_id, staged.user_id,
+        staged.session_id, staged.url, staged.referrer, staged.user_agent, staged.properties)
 """
 
 _COUNT_NEW = """

@@ -160,6 +160,7 @@ begin
     perform {{ landing }}.ensure_erased_stay_out();
     delete from {{ landing }}.rejected_rows where rejection_id in (select {{ state }}.rejections_of_subject(p_subject));
     delete from {{ landing }}.events where landing_id in (select cast(jsonb_array_elements_text(p_subject -> 'landing_ids') as bigint));
+    delete from {{ landing }}.retained_events where landing_id in (select cast(jsonb_array_elements_text(p_subject -> 'landing_ids') as bigint));
     perform {{ state }}.remove_memberships(p_org, visitors);
     insert into {{ state }}.suppressed_visitors (org_id, visitor_id, purpose)
     select p_org, visitor_id, 'all' from unnest(visitors) as visitor_id on conflict do nothing;

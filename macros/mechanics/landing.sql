@@ -24,6 +24,8 @@ create index if not exists events_event on {{ landing }}.events using hash (even
 drop index if exists {{ landing }}.events_device, {{ landing }}.events_user;
 create index if not exists events_landed on {{ landing }}.events (landed_xid);
 create index if not exists events_received on {{ landing }}.events using brin (received_at);
+-- else what landed since the last vacuum is read by whoever asks for any day
+alter index {{ landing }}.events_received set (autosummarize = on);
 create index if not exists events_unfinished on {{ landing }}.events (landing_id) where {{ is_unfinished() }};
 create index if not exists events_rejected on {{ landing }}.events (landing_id) where rejection_reason is not null;
 
@@ -146,15 +148,25 @@ end $$;
 drop trigger if exists events_restamp on {{ landing }}.events;
 drop function if exists {{ landing }}.restamp_event();
 
--- Arguments: expressions for org, event, landing row and time of receipt of a row. What the same transaction landed, nobody has seen.
+-- Arguments: expressions for org, event, landing row and time of receipt of a row. What the same transaction landed, nobody has seen; and
+-- an event that is retained has not gone.
 create or replace function {{ landing }}.record_removed() returns trigger language plpgsql as $$
 begin
     if tg_op = 'TRUNCATE' then
         insert into {{ landing }}.events_removed default values;
     else
         execute format('insert into {{ landing }}.events_removed (org_id, event_id, landing_id, received_at)
-            select %1$s, %2$s, %3$s, %4$s from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()',
-            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3]);
+            select org_id, event_id, landing_id, received_at
+            from (
+                select %1$s as org_id, %2$s as event_id, cast(%3$s as bigint) as landing_id, %4$s as received_at
+                from removed where (%2$s) is not null and landed_xid <> pg_current_xact_id()
+            ) as gone
+            where not %5$s',
+            tg_argv[0], tg_argv[1], tg_argv[2], tg_argv[3], case
+                when tg_op = 'DELETE' and tg_relid = '{{ landing }}.events'::regclass
+                    then 'exists (select from {{ landing }}.retained_events as kept where kept.landing_id = gone.landing_id)'
+                else 'false'
+            end);
     end if;
     return null;
 end $$;
@@ -168,8 +180,11 @@ drop function if exists {{ landing }}.record_removed_events(), {{ landing }}.rec
 {{ follow_removals(landing ~ '.rejected_rows', 'org_id', 'rejection_id', 'null', 'received_at') }}
 
 {{ privacy_ddl() }}
+{{ retention_ddl() }}
+{{ retained_events_ddl() }}
 {{ event_functions_ddl(landing) }}
 {{ tombstones_ddl() }}
+{{ storage_ddl(landing) }}
 {% endmacro %}
 
 

@@ -6,6 +6,7 @@
     {% do refuse_beside_another_build() %}
     {% do ensure_tables() %}
     {% if flags.WHICH in ('run', 'build', 'seed') %}{% do secure_what_is_there() %}{% endif %}
+    {% if flags.WHICH in ('run', 'build') %}{% do forget_personal_data() %}{% do retain_old_events() %}{% endif %}
 {% endif %}
 {% endmacro %}
 
@@ -127,6 +128,7 @@ end $$;
 {{ campaigns_ddl() }}
 {{ subjects_ddl() }}
 {{ erasure_ddl() }}
+{{ storage_ddl(state_schema()) }}
 {% endmacro %}
 
 

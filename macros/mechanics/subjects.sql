@@ -8,7 +8,11 @@
             coalesce({{ identifier_or_null('events.user_id') }}, devices.user_id, {{ identifier_or_null('events.anonymous_id') }}) as visitor_id,
             nullif(lower(btrim(events.properties ->> 'email')), '') as email, {{ identifier_or_null("events.properties ->> 'phone'") }} as phone,
             ltrim(regexp_replace(events.properties ->> 'phone', '\D', '', 'g'), '0') as digits
-        from {{ var('landing_schema') }}.events as events
+        from (
+            select landing_id, event_id, org_id, anonymous_id, user_id, properties from {{ var('landing_schema') }}.events
+            union all
+            select landing_id, event_id, org_id, anonymous_id, user_id, properties from {{ var('landing_schema') }}.retained_events
+        ) as events
         left join {{ target.schema }}_intermediate.int_devices as devices on devices.org_id = p_org and devices.device_id = events.anonymous_id
         where events.org_id = p_org or coalesce(btrim(events.org_id), '') = ''
     )

@@ -4,7 +4,7 @@
 {% macro maintained_create(relation, plan) %}
 {%- set columns = maintained_columns(plan.sql) -%}
 {%- do keep_nonzero_sums(plan, columns) -%}
-{% call statement('create') %}create table {{ relation }} {{ 'with (fillfactor = ' ~ config.get('fillfactor') ~ ')' if config.get('fillfactor') }} as {{ plan.sql }}{% endcall %}
+{% call statement('create') %}create table {{ relation }} with {{ storage_clause(storage_parameters(config.get('fillfactor'))) }} as {{ plan.sql }}{% endcall %}
 {% do add_key(relation) %}
 {% do create_changes_table(relation, columns) %}
 {% call statement('finish') %}{{ secured(model) }} analyze {{ relation }}{% endcall %}
@@ -242,17 +242,18 @@ group by {{ keys | join(', ') }}
 {# What is declared of a table, and its version. #}
 {% macro declaration_of(sql, plan) %}
 {%- set definition = tojson({'schema': this.schema, 'sql': sql, 'unique_key': config.require('unique_key'), 'add': config.get('add', false), 'rules': plan.rules}) -%}
-{%- set texts = [model.description, config.get('checks', {}) | string, config.get('indexes', []) | string, definition] -%}
+{%- set texts = [model.description, config.get('checks', {}) | string, config.get('indexes', []) | string, storage_parameters(config.get('fillfactor')) | string, definition] -%}
 {%- for column in model.columns.values() -%}{%- do texts.append(column.name ~ ' ' ~ column.description) -%}{%- endfor -%}
 {{ return({'definition': definition, 'version': local_md5(texts | join('|'))}) }}
 {% endmacro %}
 
 
-{# Comments follow the YAML, indexes and checks the config, also on a table that did not change; a check that a row breaks
+{# Comments follow the YAML, indexes, storage and checks the config, also on a table that did not change; a check that a row breaks
    undoes what was written. Beside them, for those who check the table without dbt, the definition by which it was built. #}
 {% macro keep_declared(relation, declaration, plan) %}
 {%- if plan.declared != declaration.version -%}
     {%- do persist_docs(relation, model) -%}
+    {%- do declare_storage(relation) -%}
     {%- do declare_indexes(relation) -%}
     {%- do declare_checks(relation, config.get('checks', {})) -%}
     {% call statement('declare') %}

@@ -1,7 +1,9 @@
-{# The order of an event's deliveries: the first counts. The earliest received; ties by content, never by arrival. #}
-{% macro delivery_order(event) -%}
+{# The order of an event's deliveries: the first counts. The earliest received; ties by content, never by arrival, and first by
+   content that stays when personal data is removed. content: it, where it is known without the row as it came. #}
+{% macro delivery_order(event, content='null') -%}
 {{ event }}.received_at,
-            md5(cast(row({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties) as text)),
+            coalesce({{ content }}, {{ var('landing_schema') }}.delivery_content({{ event }}.event_type, {{ event }}.occurred_at, {{ event }}.anonymous_id, {{ event }}.user_id, {{ event }}.session_id, {{ event }}.url, {{ event }}.referrer, {{ event }}.user_agent, {{ event }}.properties)),
+            md5(cast({{ event }}.properties as text)),
             {{ event }}.landing_id
 {%- endmacro %}
 
@@ -107,7 +109,7 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {%- endmacro %}
 
 {% macro has_contact_details() -%}
-properties ?| array['email', 'phone', 'first_name', 'last_name', 'name']
+properties ?| {{ personal_properties() }}
 {%- endmacro %}
 
 {% macro connection_type() -%}
@@ -182,6 +184,8 @@ case when btrim({{ text }}) <> '' then {{ text }} end
 {% macro landed_events(rows=none) -%}
 {%- set rows = rows or landed -%}
 select org_id, event_id, landing_id, event_type, received_at from {{ rows('events') }} as native where rejection_reason is null
+union all
+select org_id, event_id, landing_id, event_type, received_at from {{ rows('retained_events') }} as retained
 union all
 select org_id, event_id, landing_id, null, received_at from {{ rows('events_removed') }} as removed
 where (org_id is not null and landing_id is not null) or event_id is null

@@ -17,7 +17,7 @@ final as (
         {{ identifier_or_null('deliveries.user_id') }} as user_id,
         {{ identifier_or_null('deliveries.session_id') }} as source_session_id,
         deliveries.url,
-        md5(deliveries.user_agent) as user_agent_id,
+        deliveries.user_agent_id,
         deliveries.properties,
         {{ campaign_parameter('utm_source') }} as utm_source,
         {{ campaign_parameter('utm_medium') }} as utm_medium,

@@ -20,7 +20,7 @@ ranked as (
         deliveries.event_id,
         deliveries.landing_id,
         deliveries.received_at,
-        row_number() over (partition by deliveries.org_id, deliveries.event_id order by {{ delivery_order('deliveries') }}) as delivery_number
+        row_number() over (partition by deliveries.org_id, deliveries.event_id order by {{ delivery_order('deliveries', 'deliveries.content_md5') }}) as delivery_number
     from deliveries
     join repeated on repeated.event_number = {{ event_number('deliveries') }}
 ),

@@ -178,7 +178,7 @@ select
     -hit_number as landing_id, hit_id as event_id, shop as org_id, name as event_type, browser as anonymous_id,
     cast(null as text) as user_id, cast(null as text) as session_id, cast(null as text) as url,
     cast(null as text) as referrer, cast(null as text) as user_agent, cast('{}' as jsonb) as properties,
-    happened as occurred_at, arrived as received_at
+    happened as occurred_at, arrived as received_at, cast(null as text) as user_agent_id, cast(null as text) as content_md5
 from {{ source('shop', 'hits') }}
 """
 

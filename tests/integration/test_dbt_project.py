@@ -35,7 +35,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_built(result
     nonsense = {
         "session_max_hours": 48, "attribution_window_days": 1, "churned_after_days": 60, "repeat_visitor_min_sessions": 0,
         "calibration_interval_days": 0, "calibration_outcome_days": 0, "quality_high_min_score": 40,
-        "alert_window_days": 30, "default_week_starts_on": 0,
+        "alert_window_days": 30, "default_week_starts_on": 0, "personal_data_retention_days": -1,
     }  # fmt: skip
     done = dbt.run("run", "--vars", json.dumps(nonsense))
     assert done.returncode != 0

@@ -254,6 +254,10 @@ begin
     if current_setting('transaction_isolation') = 'read committed' then
         raise exception using errcode = 'invalid_parameter_value', message = 'An export is read in a transaction of isolation level repeatable read, so that all of it is of one moment: begin one.';
     end if;
+    -- asked for in this transaction, it could be read and taken back: the log would not know
+    if request.logged_at >= transaction_timestamp() then
+        raise exception using errcode = 'invalid_parameter_value', message = 'An export is read after its request is committed: commit, then begin another transaction.';
+    end if;
     if {{ customers_version() }} is distinct from (select fingerprint from {{ state }}.model_state where model = 'the suppressed visitors') then
         raise exception using errcode = 'invalid_parameter_value', message = 'Customers were built since this export was asked for: ask for a new one.';
     end if;

@@ -1,12 +1,6 @@
 {# What is kept for a time only. Before the models of a build: personal data leaves the landed rows that were received too long
    ago, and the models follow as they follow any correction. More: docs/privacy.md #}
 
-{# The properties that say who somebody is. #}
-{% macro personal_properties() -%}
-array['email', 'phone', 'first_name', 'last_name', 'name']
-{%- endmacro %}
-
-
 {% macro retention_ddl() %}
 {%- set landing = var('landing_schema') -%}
 create or replace function {{ landing }}.without_personal_data(properties jsonb) returns jsonb

@@ -108,6 +108,11 @@ cast({{ moment }} at time zone coalesce({{ time_zone }}, '{{ var("default_time_z
 {{ is_true("properties ->> 'dnt'") }} or {{ is_true("properties ->> 'gpc'") }}
 {%- endmacro %}
 
+{# The properties that say who somebody is. #}
+{% macro personal_properties() -%}
+array['email', 'phone', 'first_name', 'last_name', 'name']
+{%- endmacro %}
+
 {% macro has_contact_details() -%}
 properties ?| {{ personal_properties() }}
 {%- endmacro %}

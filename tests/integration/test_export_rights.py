@@ -233,6 +233,24 @@ def test_a_request_is_its_logins_alone_and_is_read_once(owner):
             list(door.rows(connection, entry))
 
 
+@pytest.mark.parametrize("between", ["", "savepoint first", "commit and chain"])
+def test_what_is_asked_for_is_read_after_it_is_committed(owner, between):
+    """Else a list could be read, and its request be taken back."""
+    with logged_in("analyst") as connection:
+        connection.execute("begin isolation level repeatable read")
+        if between == "savepoint first":
+            connection.execute("savepoint before")
+        entry = connection.execute(f"select export_id from ({REQUEST}) as asked", [ORG, ["org_id"]]).fetchone()
+        rows = f"select count(*) from {STATE}.read_segment_export(%s) as listed (org_id text)"
+        if between == "commit and chain":
+            connection.execute("commit and chain")
+            assert connection.execute(rows, entry).fetchone()[0] > 50
+        else:
+            with pytest.raises(errors.InvalidParameterValue, match="after its request is committed: commit"):
+                connection.execute(rows, entry)
+        connection.execute("rollback")
+
+
 def test_a_membership_or_role_that_ended_shuts_the_request(owner):
     with logged_in("colleague") as connection:
         entry = door.request(

@@ -11,7 +11,7 @@ CAMPAIGN = {"utm_source", "utm_medium", "utm_campaign"}
 
 
 def listed(macro: str) -> set[str]:
-    text = (project_dir() / "macros/mechanics/retention.sql").read_text()
+    text = "".join(path.read_text() for path in (project_dir() / "macros").rglob("*.sql"))
     found = re.search(rf"macro {macro}\(\) -%\}}\s*array\[(.*?)\]", text, re.S)
     return set(re.findall(r"'(\w+)'", found[1]))
 

@@ -322,14 +322,16 @@ declare
 begin
     perform {{ state }}.refresh_suppressed_visitors();
     if not exists (select from {{ state }}.suppressions where org_id = request.org_id and suppressed_at > asked_at)
+        and not exists (select from {{ var('landing_schema') }}.tombstones where org_id = request.org_id and erased_at > asked_at)
         and not exists (select from {{ state }}.model_state where model in ('audience_customers', 'customer_contacts') and built_at > asked_at) then
         return 0;
     end if;
     return (
         select count(*)
         from (select unnest(visitor_ids) as visitor_id from {{ state }}.segment_export_members where export_id = p_export_id) as listed
-        join {{ target.schema }}.audience_customers as people on people.org_id = request.org_id and people.visitor_id = listed.visitor_id
-        where not ({{ may_be_listed('people', 'purposes') }})
+        left join {{ target.schema }}.audience_customers as people on people.org_id = request.org_id and people.visitor_id = listed.visitor_id
+        -- of somebody who was erased a hash stands in (remove_memberships)
+        where (people.visitor_id is null and starts_with(listed.visitor_id, 'sha256:')) or not ({{ may_be_listed('people', 'purposes') }})
     );
 end $withdrawn$;
 

@@ -8,6 +8,7 @@ import psycopg
 
 from orchestration import segments, standing_exports
 from orchestration.defs.policies import OWNERS, documentation
+from orchestration.rights import erasure
 from orchestration.segments import Materialization
 from orchestration.standing_exports import Made
 
@@ -96,6 +97,7 @@ def segments_and_standing_exports(context: dg.AssetExecutionContext) -> Iterator
 
 
 def _materialize(connection: psycopg.Connection, failed: dict[str, str]) -> dg.MaterializeResult:
+    erased, not_followed = erasure.finish_followed(connection)  # those that admins asked for since the last night
     done = segments.materialize(connection)
     failed |= {f"segment {one.segment_name} of {one.org_id}": one.error for one in done if one.error}
     return dg.MaterializeResult(
@@ -105,6 +107,9 @@ def _materialize(connection: psycopg.Connection, failed: dict[str, str]) -> dg.M
             "members": sum(one.members_count or 0 for one in done),
             "entered": sum(one.entered_count for one in done),
             "left": sum(one.left_count for one in done),
+            "erasures finished": len(erased),
+            # of people who were erased while the build ran: the next one follows
+            "erasures open": len(not_followed),
             "by segment": dg.MetadataValue.md(markdown(COLUMNS, map(_row, done))),
         },
     )

@@ -105,6 +105,18 @@ def finish(progress: Progress | None = None) -> list[Erasure]:
         return done
 
 
+def finish_followed(connection: psycopg.Connection) -> tuple[list[Erasure], list[str]]:
+    """Finishes the erasures that the last build followed: their receipts, and why others are open. For the owner, after a build."""
+    done, open_still = [], []
+    for request_id in _open_requests(connection):
+        try:
+            done.append(_finish(connection, request_id))
+        except CheckFailed as error:
+            open_still.append(str(error))
+    _clean(connection, {table for one in done for table in one.rows_by_table})
+    return done, open_still
+
+
 def _remove(connection: psycopg.Connection, request_id: str, org_id: str, given: Given) -> Erasure:
     """Removes what a build does not, in one transaction; the request is open from then on."""
     try:

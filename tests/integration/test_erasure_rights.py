@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from orchestration import database, members, segments
 from orchestration.build import build
-from orchestration.exports import log, runner
+from orchestration.exports import door, files, log, runner
 from orchestration.load import load_files
 from orchestration.rights import catalogue, erasure
 from tests import people
@@ -225,6 +225,10 @@ def test_an_admin_erases_and_the_owner_finishes(owner, monkeypatch, tmp_path):
     with segments.connect() as own:
         segments.create_segment(own, "Every body", ORG, group(rule("events_count", ">=", 0)))
         runner.export_segment(own, "Every body", "a test", ORG, include_pii=True)
+        waiting = door.request(own, ORG, "Every body", "a test", include_pii=False, is_delta=False, format_name="csv", destination="")  # fmt: skip
+        _, counts = files.stream(own, waiting)
+        door.record(own, waiting.export_id, "completed", "0" * 64, format_counts=counts)
+        assert door.count_withdrawn(own, waiting.export_id) == 0
     words = {"eva@example.com", "phone of eva"}
     with monkeypatch.context() as patch:
         patch.setenv("PGUSER", NAMES["admin"])
@@ -244,6 +248,9 @@ def test_an_admin_erases_and_the_owner_finishes(owner, monkeypatch, tmp_path):
     assert "audience.audience_customers" in has_eva
     assert not has_eva & {"analytics.events", f"{STATE}.segment_memberships", f"{STATE}.segment_export_members"}
     with segments.connect() as own:
+        assert door.count_withdrawn(own, waiting.export_id) == 1  # so it is not delivered any more
+        files.part_of(waiting).unlink()
+        door.record(own, waiting.export_id, "failed")
         segments.materialize(own)
         done = runner.export_segment(own, "Every body", "a test", ORG, include_pii=True)
         assert (
@@ -259,12 +266,26 @@ def test_an_admin_erases_and_the_owner_finishes(owner, monkeypatch, tmp_path):
     (receipt,) = erasure.finish()
     assert owner.execute(suppressed, [ORG]).fetchone() == (False,)
     assert receipt.login_name == NAMES["admin"] and receipt.rows_by_table == planned["rows_by_table"]
-    assert len(receipt.files) == 1 and len(receipt.deliveries) == 1
+    assert len(receipt.files) == 1 and len(receipt.deliveries) == 2  # the one that waited, too
     assert people.traces(owner, words, log.exports_folder()) == set()
     assert owner.execute(f"select count(*) from {STATE}.suppressed_visitors").fetchone() == (0,)
     again = load_files([write(tmp_path / "again.ndjson", [event(65, ORG, "eva", "eva@example.com")])])
     assert (again.accepted, again.rejected_reasons) == (0, {"erased": 1})
     assert owner.execute("select count(*) from analytics.events where user_id = 'eva'").fetchone() == (0,)
+
+
+def test_the_night_finishes_what_admins_erased(owner, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("PGUSER", NAMES["admin"])
+        patch.setenv("PGPASSWORD", "secret")
+        assert audience("erase", "--org", ORG, "--user-id", "other 7", "--yes").returncode == 0
+    with segments.connect() as own:
+        done, still_open = erasure.finish_followed(own)
+        assert not done and len(still_open) == 1 and "other 7" not in still_open[0]
+        build(as_of=AS_OF)
+        done, still_open = erasure.finish_followed(own)
+        assert [one.login_name for one in done] == [NAMES["admin"]] and not still_open
+    assert people.traces(owner, {"other 7", "phone of other 7"}, log.exports_folder()) == set()
 
 
 def test_an_admin_is_told_when_nothing_is_held(owner, as_login):

@@ -22,12 +22,11 @@ full_refresh_job = dg.define_asset_job(
 )
 
 
+# What the launchpad shows stands for what is to be written there: a run with it is refused with a sentence.
 class BackfillConfig(dg.Config):
-    """folder: of files to load, on the machine that Dagster runs on. first_day, last_day: of which some are verified."""
-
-    folder: str
-    first_day: str
-    last_day: str
+    folder: str = Field(description="Of the files to load, on the machine that Dagster runs on.")
+    first_day: str = Field(description="YYYY-MM-DD. Some days of the period are verified.")
+    last_day: str = Field(description="YYYY-MM-DD.")
 
 
 @dg.op
@@ -50,6 +49,9 @@ def load_build_and_verify(context: dg.OpExecutionContext, config: BackfillConfig
 
 @dg.job(
     name="backfill", tags=build_tags(), executor_def=dg.in_process_executor,
+    config=dg.RunConfig(
+        {"load_build_and_verify": BackfillConfig(folder="/the/folder", first_day="YYYY-MM-DD", last_day="YYYY-MM-DD")}
+    ),
     description="Loads the files of a folder, builds, and verifies some days of the period. Loading the same files again "
     "changes nothing.",
 )  # fmt: skip
@@ -90,6 +92,9 @@ def erase_people(context: dg.OpExecutionContext, config: EraseConfig) -> None:
 
 @dg.job(
     name="erase", tags=build_tags(), executor_def=dg.in_process_executor,
+    config=dg.RunConfig(
+        {"erase_people": EraseConfig(request="write the id of the request here", confirm="write the name of the schema here")}
+    ),
     description="Erases whom a request of audience erase --later names, and builds without him.",
 )  # fmt: skip
 def erase_job() -> None:

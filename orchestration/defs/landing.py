@@ -8,6 +8,7 @@ from orchestration.defs.policies import OWNERS, documentation, source_freshness
 DESCRIPTIONS = {
     "events": "Deliveries of events, as collectors and the loader wrote them. An event of this asset says that newer ones landed.",
     "events_removed": "What was deleted or corrected in the landing tables.",
+    "retained_events": "Usable events that were received more than raw_events_retention_days ago, in a short form.",
     "rejected_rows": "Rows of files that could not become a row of events.",
     "user_agents": "Distinct user agents, parsed.",
 }

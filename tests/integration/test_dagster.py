@@ -103,7 +103,7 @@ def anchor(heading: str) -> str:
 
 def test_the_night_is_scheduled(definitions: dict) -> None:
     assert definitions["cron"] == "0 2 * * *"
-    sources = {"events", "events_removed", "rejected_rows", "user_agents"}
+    sources = {"events", "events_removed", "rejected_rows", "retained_events", "user_agents"}
     others = {"segment_export", "hot_leads", "build"}
     assert set(definitions["assets"]) == {*definitions["night"]} | others | sources
     assert {"segment_memberships", "standing_exports"} <= {*definitions["night"]}

@@ -109,7 +109,9 @@ def test_a_person_is_erased_and_the_storage_of_dagster_has_no_trace(connection, 
     assert connection.execute("select count(*) from audience.audience_customers").fetchone() == (1,)
     [output] = [event for event in done.all_events if event.is_successful_output]
     metadata = output.step_output_data.metadata
-    receipt = connection.execute("select cast(request_id as text) from audience_state.subject_requests").fetchone()
+    receipt = connection.execute(
+        "select cast(request_id as text) from audience_state.subject_requests where kind = 'erasure'"
+    ).fetchone()
     assert (metadata["receipt"].value,) == receipt and metadata["rows"].value > 2
     assert traces(*kept(instance)) == []
     assert "There is no such request" in said(run(request))

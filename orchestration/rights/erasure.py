@@ -23,6 +23,8 @@ from orchestration.rights.subjects import Delivery, Given
 from orchestration.settings import project_variables
 
 # How long writers of the landing table wait behind an erasure that waits for one of them.
+# Who is on no list until the tables follow.
+SUPPRESSED = "suppressed_visitors"
 LOCK_TIMEOUT = "30s"
 Progress = Callable[[int, int, str], None]
 
@@ -182,19 +184,22 @@ def _came_back(connection: psycopg.Connection, subject: dict[str, Any], request_
 
 
 def _clean(connection: psycopg.Connection, tables: set[str]) -> None:
-    """Frees what the removed rows took, and counts anew: the statistics of a column hold common values of it."""
+    """Frees what the removed rows took, and counts anew: the statistics of a column hold common values of it.
+
+    Of tables that are empty they are forgotten: the server may have counted while a build, or the erasure, had rows in them, and
+    counts no empty table again.
+    """
     for table in catalogue.read_catalogue(connection):
-        if table.full_name in tables:
+        if table.full_name in tables or table.name == SUPPRESSED:
             connection.execute(sql.SQL("vacuum (analyze) {}").format(table.identifier))
-        elif table.name.endswith(catalogue.CHANGES) and table.is_personal:
-            _forget_statistics(connection, table)
+        if table.is_personal:
+            is_empty = sql.SQL("select not exists (select from {})").format(table.identifier)
+            if connection.execute(is_empty).fetchone() == (True,):
+                _forget_statistics(connection, table)
 
 
 def _forget_statistics(connection: psycopg.Connection, table: catalogue.Table) -> None:
-    """Of a table of changes that the server may have analyzed while a build had rows in it: empty, it is not analyzed again.
-
-    A column that gets its own type loses its statistics; no row is touched.
-    """
+    """A column that gets its own type loses its statistics; no row is touched."""
     query = (
         "select attname, format_type(atttypid, atttypmod) from pg_stats join pg_attribute using (attname)"
         " where schemaname = %s and tablename = %s and attrelid = format('%%I.%%I', schemaname, tablename)::regclass"

@@ -257,22 +257,24 @@ def test_no_alert_tells_of_whom_was_erased(connection, monkeypatch):
     assert connection.execute(f"select count(*) from {STATE}.hot_lead_alerts").fetchone() == (0,)
 
 
-def test_statistics_of_changes_tell_nothing(connection):
-    """As when the server analyzes a table of changes in the midst of a build."""
+def test_statistics_of_tables_that_are_empty_tell_nothing(connection):
+    """As when the server analyzes a table of changes in the midst of a build, or one of the state in that of an erasure."""
     land(connection, event("counted", user_id="was-counted"))
     build(as_of=AS_OF)
     feeds = connection.execute(
-        "select format('%I.%I', table_schema, table_name) from information_schema.columns"
+        "select format('%I.%I', table_schema, table_name), '' from information_schema.columns"
         " where table_schema ~ '^audience' and table_name like '%\\_\\_changes' and column_name = 'visitor_id'"
     ).fetchall()
-    for (feed,) in feeds:
-        connection.execute(
-            f"insert into {feed} (visitor_id, weight) select 'was-counted', 1 from generate_series(1, 40)"
+    suppressed = f"{STATE}.suppressed_visitors"
+    for table, other in [*feeds, (suppressed, ", org_id, purpose")]:
+        values = (
+            ", weight) select 'was-counted', 1" if not other else f"{other}) select 'was-counted', 'org ' || n, 'all'"
         )
-        connection.execute(f"analyze {feed}")
-        connection.execute(f"truncate {feed}")
-    told = "select count(*) from pg_stats where tablename like '%\\_\\_changes' and cast(most_common_vals as text) like '%was-counted%'"
-    assert feeds and connection.execute(told).fetchone() == (len(feeds),)
+        connection.execute(f"insert into {table} (visitor_id{values} from generate_series(1, 40) as n")
+        connection.execute(f"analyze {table}")
+        connection.execute(f"delete from {table}")
+    told = "select count(*) from pg_stats where schemaname ~ '^audience' and cast(most_common_vals as text) like '%was-counted%'"
+    assert feeds and connection.execute(told).fetchone()[0] > len(feeds)
     erasure.erase(ORG, Given(user_ids=["was-counted"]))
     assert people.traces(connection, {"was-counted"}) == set()
 

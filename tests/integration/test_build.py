@@ -183,6 +183,25 @@ from {{ source('shop', 'hits') }}
 """
 
 
+def test_a_release_gives_what_is_staged_another_column(project):
+    """A view that selects everything of it has it, too, though its own SQL is as before."""
+    model = project.folder / "models/staging/native/stg_native__events.sql"
+    before = model.read_text()
+    column = "select count(*) from pg_attribute where attrelid = 'audience_staging.stg_events'::regclass and attname = 'of_a_release'"
+    try:
+        model.write_text(before.replace("content_md5\nfrom (", "content_md5,\n    1 as of_a_release\nfrom (", 1))
+        built = dbt.run("build", "--select", "stg_native__events", "stg_events")
+        assert built.returncode == 0, built.stdout
+        assert project.connection.execute(column).fetchone() == (1,)
+        again = dbt.run("build", "--select", "stg_native__events", "stg_events")
+        assert again.stdout.count("UNCHANGED") == 2, again.stdout
+    finally:
+        model.write_text(before)
+    built = dbt.run("build", "--select", "stg_native__events", "stg_events")
+    assert built.returncode == 0, built.stdout
+    assert project.connection.execute(column).fetchone() == (0,)
+
+
 def test_a_table_that_a_collector_owns_is_followed(project):
     """An adapter as docs/event_contract.md describes it, for a table without any column of ours."""
     connection, models = project.connection, project.folder / "models/staging"
@@ -224,25 +243,6 @@ def test_a_table_that_a_collector_owns_is_followed(project):
     build(as_of=AS_OF)
     assert found() == {"before", "after", "late"}
     project.assert_equals_a_rebuild()
-
-
-def test_a_release_gives_what_is_staged_another_column(project):
-    """A view that selects everything of it has it, too, though its own SQL is as before."""
-    model = project.folder / "models/staging/native/stg_native__events.sql"
-    before = model.read_text()
-    column = "select count(*) from pg_attribute where attrelid = 'audience_staging.stg_events'::regclass and attname = 'of_a_release'"
-    try:
-        model.write_text(before.replace("content_md5\nfrom (", "content_md5,\n    1 as of_a_release\nfrom (", 1))
-        built = dbt.run("build", "--select", "stg_native__events", "stg_events")
-        assert built.returncode == 0, built.stdout
-        assert project.connection.execute(column).fetchone() == (1,)
-        again = dbt.run("build", "--select", "stg_native__events", "stg_events")
-        assert again.stdout.count("UNCHANGED") == 2, again.stdout
-    finally:
-        model.write_text(before)
-    built = dbt.run("build", "--select", "stg_native__events", "stg_events")
-    assert built.returncode == 0, built.stdout
-    assert project.connection.execute(column).fetchone() == (0,)
 
 
 def test_a_release_changes_key_and_checks(project):

@@ -23,9 +23,9 @@ from orchestration.rights.subjects import Delivery, Given
 from orchestration.settings import project_variables
 
 # How long writers of the landing table wait behind an erasure that waits for one of them.
+LOCK_TIMEOUT = "30s"
 # Who is on no list until the tables follow.
 SUPPRESSED = "suppressed_visitors"
-LOCK_TIMEOUT = "30s"
 Progress = Callable[[int, int, str], None]
 
 
@@ -33,9 +33,9 @@ Progress = Callable[[int, int, str], None]
 class Erasure:
     """An erasure: before it what would be removed, afterwards its receipt, which names nobody.
 
-    request_id: of subject_requests; None for a dry run. finished_at: None of one that the owner has to finish. rows_by_table: rows on the subject before. deliveries: exports that
-    had him on their lists. files: those of exports that are removed, by the owner. shared: identifiers that others use too, which stay;
-    of a dry run only.
+    request_id: of subject_requests; None for a dry run. finished_at: None of one that the owner has to finish. rows_by_table:
+    rows on the subject before. deliveries: exports that had him on their lists. files: those of exports that are removed, by
+    the owner. shared: identifiers that others use too, which stay; of a dry run only.
     """
 
     org_id: str
@@ -58,7 +58,7 @@ def preview(org_id: str, given: Given) -> Erasure:
         with connection.transaction():
             held = subjects.read(connection, request_id, org_id, given)
             # an admin's erasure leaves the files to the owner
-            found = files.files_with(connection, held.subject) if subjects.is_owner(connection) else []
+            found = files.files_with(connection, held.subject) if runner.is_owner(connection) else []
         shared = {kind: values for kind, values in held.subject["shared"].items() if values}
         return Erasure(org_id, held.rows_by_table, held.deliveries, [str(one.path) for one in found], shared=shared)
 
@@ -73,7 +73,7 @@ def erase(org_id: str, given: Given, progress: Progress | None = None) -> Erasur
     """
     given.check()
     with subjects.connect() as connection:
-        owns = subjects.is_owner(connection)
+        owns = runner.is_owner(connection)
         if owns:
             with build_lock():  # beside another build nothing is removed, because the tables could not follow
                 pass
@@ -88,7 +88,7 @@ def finish(progress: Progress | None = None) -> list[Erasure]:
     """Builds, and finishes every erasure of this target that is open. Returns their receipts. Raises UserError for who does not
     own the tables."""
     with subjects.connect() as connection:
-        if not subjects.is_owner(connection):
+        if not runner.is_owner(connection):
             raise UserError(
                 f"{connection.info.user} may not build: leave audience erase --finish to a login that is a member of audience_owner."
             )

@@ -89,12 +89,6 @@ def state(name: str) -> sql.Identifier:
     return sql.Identifier(f"{target_schema()}_state", name)
 
 
-def is_owner(connection: psycopg.Connection) -> bool:
-    """Whether this login may build, and see to the requests of others."""
-    query = "select pg_has_role(relowner, 'usage') from pg_class where oid = cast(%s as regclass)"
-    return connection.execute(query, [state("subject_requests").as_string()]).fetchone()[0]  # type: ignore[index]
-
-
 def ask(connection: psycopg.Connection, org_id: str, kind: str) -> str:
     """Keeps who asks for what (preview, erasure or export) of an org, and returns the id of the request.
 

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from orchestration import database, dbt, segments
 from orchestration.build import build
-from orchestration.defs.segments import segment_memberships
+from orchestration.defs.segments import SEGMENTS, segments_and_standing_exports
 from orchestration.errors import CheckFailed, UserError
 from orchestration.filters import parse_filter
 from orchestration.people import read_catalog
@@ -423,7 +423,7 @@ def test_a_build_materializes_and_a_full_refresh_keeps_segments(connection, file
 def test_dagster_materializes_and_shows_counts_alone(connection, files):
     segments.sync(connection)
     segments.create_segment(connection, "Buyers | all", ORG, BUYERS)
-    run = dagster.materialize([segment_memberships])
+    run = dagster.materialize([segments_and_standing_exports], selection=[SEGMENTS])
     (shown,) = [event.materialization.metadata for event in run.get_asset_materialization_events()]
     stored = {(one.org_id, one.segment_name): one.members_count for one in segments.list_segments(connection)}
     assert (shown["segments"].value, shown["members"].value) == (len(stored), sum(stored.values()))
@@ -436,7 +436,7 @@ def test_dagster_materializes_and_shows_counts_alone(connection, files):
     connection.execute(
         "update audience_state.audience_segments set filter = %s where segment_name = 'Buyers | all'", [broken]
     )
-    again = dagster.materialize([segment_memberships], raise_on_error=False)
+    again = dagster.materialize([segments_and_standing_exports], selection=[SEGMENTS], raise_on_error=False)
     assert not again.success
     assert current(connection, "Buyers | all") == names(connection, MEMBERS)
 
